@@ -1,0 +1,87 @@
+"""The configuration, read from the environment once and checked: every wrong value is refused with what is allowed.
+
+What belongs here: names, defaults and limits of the environment variables. `DATABASE_URL` is read where connections are
+made (`pipelines.resources`), so that no object that Dagster may show ever holds a password.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from zoneinfo import ZoneInfo
+
+import click
+
+
+class UsageError(click.ClickException):
+    """What the user has to mend, said in one sentence: what is wrong, where, and what to do.
+
+    A ClickException, because the command lines of Dagster and of this project print it as that sentence alone.
+    """
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The checked configuration. Raises UsageError from `from_env` at the first value that is not allowed."""
+
+    start_date: date
+    time_zone: str
+    lookback_days: int
+    workers: int
+    lock_timeout_ms: int
+    statement_timeout_ms: int
+    key_prefix: tuple[str, ...]
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":
+        return cls(
+            start_date=_date(env, "STATS_START_DATE", "2025-01-01"),
+            time_zone=_time_zone(env, "STATS_TIMEZONE", "UTC"),
+            lookback_days=_whole_number(env, "STATS_LOOKBACK_DAYS", 3, 1, 366),
+            workers=_whole_number(env, "STATS_WORKERS", 4, 1, 64),
+            lock_timeout_ms=_whole_number(env, "STATS_LOCK_TIMEOUT_MS", 10_000, 1, 3_600_000),
+            statement_timeout_ms=_whole_number(env, "STATS_STATEMENT_TIMEOUT_MS", 1_800_000, 1, 86_400_000),
+            key_prefix=_key_prefix(env, "STATS_KEY_PREFIX"),
+        )
+
+
+def _whole_number(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = env.get(name, "").strip() or str(default)
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+        raise UsageError(f"{name}={text!r} is not allowed: give a whole number from {low} to {high}.")
+    return int(text)
+
+
+def _date(env: Mapping[str, str], name: str, default: str) -> date:
+    text = env.get(name, "").strip() or default
+    try:
+        if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+            raise ValueError
+        return date.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{name}={text!r} is not a date: write it as YYYY-MM-DD, for instance {default}.") from None
+
+
+def _time_zone(env: Mapping[str, str], name: str, default: str) -> str:
+    text = env.get(name, "").strip() or default
+    try:
+        ZoneInfo(text)
+    except (ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError, which str() would quote.
+        known = False
+    except KeyError:
+        known = False
+    else:
+        known = True
+    if not known:
+        raise UsageError(f"{name}={text!r} is not a time zone: give a name such as UTC or Europe/Paris.")
+    return text
+
+
+def _key_prefix(env: Mapping[str, str], name: str) -> tuple[str, ...]:
+    text = env.get(name, "").strip()
+    if not text:
+        return ()
+    if not re.fullmatch(r"[A-Za-z0-9_]+", text):
+        raise UsageError(f"{name}={text!r} is not allowed: use letters, digits and underscores, for instance eu.")
+    return (text,)
