@@ -1,0 +1,54 @@
+"""The days: Dagster's day partitions in the reporting time zone, and a range of them as a window of instants.
+
+A day is never computed from a timestamp's date: PostgreSQL and Python disagree about midnight on some days of some zones.
+The instants of the partitions are the only truth, and SQL compares with them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+import dagster as dg
+
+from pipelines.settings import Settings
+
+
+def day_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
+    """One partition a day from `STATS_START_DATE` up to yesterday, in `STATS_TIMEZONE`; keys `YYYY-MM-DD`."""
+    return dg.DailyPartitionsDefinition(start_date=settings.start_date.isoformat(), timezone=settings.time_zone)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive days: their dates, the instant at which each begins, and the instant at which the last one ends."""
+
+    dates: tuple[date, ...]
+    starts: tuple[datetime, ...]
+    end: datetime
+    time_zone: str
+
+    @classmethod
+    def of(cls, partitions: dg.DailyPartitionsDefinition, keys: Sequence[str]) -> "Window":
+        days = [partitions.time_window_for_partition_key(key) for key in keys]
+        return cls(
+            dates=tuple(date.fromisoformat(key) for key in keys),
+            starts=tuple(day.start.astimezone(UTC) for day in days),
+            end=days[-1].end.astimezone(UTC),
+            time_zone=partitions.timezone,
+        )
+
+    def parameters(self) -> dict[str, Any]:
+        """The values of the bound parameters that every statement over a window takes."""
+        return {
+            "dates": list(self.dates),
+            "starts": list(self.starts),
+            "window_start": self.starts[0],
+            "window_end": self.end,
+            "first_date": self.dates[0],
+            "last_date": self.dates[-1],
+            "time_zone": self.time_zone,
+        }
+
+    def __str__(self) -> str:
+        return f"[{self.starts[0].isoformat()}, {self.end.isoformat()}), {len(self.dates)} days of {self.time_zone}"

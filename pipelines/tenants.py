@@ -1,0 +1,110 @@
+"""Which schemas are tenants, and what each of them has.
+
+The one place where a schema name becomes SQL (`quoted`, `on_tenant`). Everything is read from the catalog in one query
+for all tenants, so it costs the same round trip for one tenant as for ten thousand, and needs no privilege on them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import sqlalchemy as sa
+from psycopg import sql
+
+from models import TENANT
+from models.sources import MarketplaceJob, MarketplaceTask
+from models.stats import MarketplaceJobStats, MarketplaceJobStatsDay
+
+TENANT_PATTERN = "^user_[0-9]+$"
+"""What a tenant's schema is called, as a regular expression of PostgreSQL; nothing else is a tenant."""
+
+TEMPLATE_SCHEMA = "template_tenant"
+"""What the application clones for a new customer: migrated like a tenant, never aggregated."""
+
+_STATS, _LEDGER = MarketplaceJobStats.__table__, MarketplaceJobStatsDay.__table__
+_SOURCES = {MarketplaceJob.__tablename__: "vinted_jobs", MarketplaceTask.__tablename__: "plugin_tasks"}
+_KEY = ("action_type_id", "date", "marketplace")
+
+
+def quoted(schema: str) -> str:
+    """The schema's name as SQL."""
+    return sql.Identifier(schema).as_string()
+
+
+def on_tenant(connection: sa.Connection, schema: str) -> sa.Connection:
+    """The connection, with the placeholder schema of the models standing for this tenant from now on."""
+    return connection.execution_options(schema_translate_map={TENANT: schema})
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A tenant's schema, and the reason why it cannot be computed, if there is one.
+
+    `skipped`: there is nothing to compute from. `failed`: there is, but the target is not usable; says the remedy.
+    """
+
+    schema: str
+    skipped: str | None = None
+    failed: str | None = None
+
+
+# One row per tenant and table that matters here, with its columns, and whether it has the unique key that rows are found
+# by. Names of constraints and indexes differ between tenants, so only what they are is looked at. A tenant with none of
+# these tables has one row, of nulls.
+_CATALOG = sa.text("""
+    SELECT n.nspname AS schema,
+           c.relname AS relation,
+           ARRAY (SELECT attname::text FROM pg_attribute
+                   WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) AS columns,
+           EXISTS (SELECT FROM pg_index i
+                    WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
+                      AND i.indpred IS NULL AND i.indexprs IS NULL
+                      AND :key = ARRAY (SELECT attname::text FROM pg_attribute
+                                         WHERE attrelid = c.oid AND attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
+                                         ORDER BY attname)) AS has_key
+      FROM pg_namespace n
+      LEFT JOIN pg_class c ON c.relnamespace = n.oid
+                          AND (c.relname = ANY (:sources) AND c.relkind IN ('r', 'p', 'v', 'f')
+                               OR c.relname = ANY (:targets) AND c.relkind IN ('r', 'p'))
+     WHERE n.nspname ~ :pattern AND (:only = '{}' OR n.nspname = ANY (:only))
+     ORDER BY substring(n.nspname FROM 6)::numeric, n.nspname
+""").bindparams(
+    sa.bindparam("sources", [*_SOURCES, *_SOURCES.values()], type_=sa.ARRAY(sa.Text)),
+    sa.bindparam("targets", [_STATS.name, _LEDGER.name], type_=sa.ARRAY(sa.Text)),
+    sa.bindparam("key", list(_KEY), type_=sa.ARRAY(sa.Text)),
+    sa.bindparam("pattern", TENANT_PATTERN),
+    sa.bindparam("only", type_=sa.ARRAY(sa.Text)),
+)
+
+
+def find_schemas(connection: sa.Connection) -> list[str]:
+    """The template, if it is there, and all tenants in numeric order, whatever they have: what is to be migrated."""
+    names = sa.text("SELECT nspname FROM pg_namespace WHERE nspname = :template")
+    template = connection.scalars(names, {"template": TEMPLATE_SCHEMA}).all()
+    return [*template, *(tenant.schema for tenant in find_tenants(connection))]
+
+
+def find_tenants(connection: sa.Connection, only: Sequence[str] = ()) -> list[Tenant]:
+    """The tenants of the database, in numeric order; with `only`, those of them that are named."""
+    rows = connection.execute(_CATALOG, {"only": list(only)})
+    return [
+        _judge(schema, {row.relation: row for row in relations})
+        for schema, relations in groupby(rows, key=lambda row: row.schema)
+    ]
+
+
+def _judge(schema: str, relations: dict[str, sa.Row]) -> Tenant:
+    """The state of a tenant from its relations by name."""
+    for table, old_name in _SOURCES.items():
+        if table not in relations:
+            reason = f"still has {old_name}, its name before the rename" if old_name in relations else "is missing"
+            return Tenant(schema, skipped=f"{table} {reason}")
+    remedy = f"run `alembic -x tenant={schema} upgrade head`"
+    for target in (_STATS, _LEDGER):
+        if target.name not in relations:
+            return Tenant(schema, failed=f"{target.name} is missing: {remedy}")
+        if missing := sorted({column.name for column in target.columns} - set(relations[target.name].columns)):
+            return Tenant(schema, failed=f"{target.name} lacks the columns {', '.join(missing)}: {remedy}")
+    if not relations[_STATS.name].has_key:
+        return Tenant(schema, failed=f"{_STATS.name} has no unique key on {', '.join(_KEY)}: {remedy}")
+    return Tenant(schema)
