@@ -92,8 +92,9 @@ def _converge(schema: str, table: Relation) -> Iterator[str]:
     changes = [
         f"ADD COLUMN {name} {definition}" for name, definition in ADDED_COLUMNS.items() if name not in table.columns
     ]
-    changes += [f"DROP CONSTRAINT {quoted(key.name)}" for key in table.of_kind("f") if key.columns == ("action_type_id",)]
-    changes += [f"DROP CONSTRAINT {quoted(key.name)}" for key in table.unique_on(*OLD_KEY) if key.kind == "u"]
+    foreign = [key for key in table.of_kind("f") if key.columns == ("action_type_id",)]
+    old_keys = [key for key in table.unique_on(*OLD_KEY) if key.kind == "u"]
+    changes += [f"DROP CONSTRAINT {quoted(key.name)}" for key in (*foreign, *old_keys)]
     checks = [check for check in table.of_kind("c") if check.columns == ("marketplace",)]
     changes += [f"DROP CONSTRAINT {quoted(check.name)}" for check in checks if check.name != CHECK]
     if not any(check.name == CHECK for check in checks):
@@ -106,12 +107,13 @@ def _converge(schema: str, table: Relation) -> Iterator[str]:
     for index in table.unique_on(*OLD_KEY):
         if index.kind == "i":
             yield f"DROP INDEX {schema}.{quoted(index.name)}"
-    for constraint, name in (*((key, UNIQUE) for key in keys[:1]), *((key, f"{NEW}_pkey") for key in table.of_kind("p"))):
+    primary = [(key, f"{NEW}_pkey") for key in table.of_kind("p")]
+    for constraint, name in (*((key, UNIQUE) for key in keys[:1]), *primary):
         if constraint.name != name:
             yield _rename(schema, constraint.kind, constraint.name, name)
-    for index, columns in table.indexes.items():
-        if columns == ("marketplace", "created_at") and index != INDEX:
-            yield _rename(schema, "i", index, INDEX)
+    for found, columns in table.indexes.items():
+        if columns == ("marketplace", "created_at") and found != INDEX:
+            yield _rename(schema, "i", found, INDEX)
 
 
 def downgrade(shape: Shape) -> Iterator[str]:

@@ -5,6 +5,7 @@ Read for all schemas in one query. Constraints and indexes are known by what the
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -71,7 +72,8 @@ _CATALOG = sa.text("""
                             ORDER BY k.conname)
               FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype IN ('p', 'u', 'f', 'c')) AS constraints,
            (SELECT json_agg(json_build_array(x.relname, i.indisunique,
-                        ARRAY (SELECT attname FROM unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY AS u (num, place)
+                        ARRAY (SELECT attname
+                                 FROM unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY AS u (num, place)
                                  JOIN pg_attribute ON attrelid = c.oid AND attnum = u.num ORDER BY place))
                             ORDER BY x.relname)
               FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
@@ -95,7 +97,7 @@ def read_shapes(connection: sa.Connection, schemas: Sequence[str]) -> dict[str, 
     return shapes
 
 
-def _relation(row: sa.Row) -> Relation:
+def _relation(row: sa.Row[Any]) -> Relation:
     indexes = row.indexes or []
     return Relation(
         name=row.name,

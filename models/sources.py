@@ -1,8 +1,9 @@
 """The application's tables, with only the columns that are read. This project never changes their rows or columns."""
 
 from datetime import datetime
+from typing import ClassVar
 
-from sqlalchemy import BigInteger, DateTime, Integer, MetaData, String, Text
+from sqlalchemy import BigInteger, DateTime, Integer, MetaData, String, Table, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from models import TENANT
@@ -12,13 +13,14 @@ class SourceBase(DeclarativeBase):
     """On a MetaData of their own: see `models`."""
 
     metadata = MetaData()
+    __table__: ClassVar[Table]
 
 
 class MarketplaceJob(SourceBase):
     """One operation on one marketplace: publish, update, delete, sync ..."""
 
     __tablename__ = "marketplace_jobs"
-    __table_args__ = {"schema": TENANT}
+    __table_args__ = ({"schema": TENANT},)
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     marketplace: Mapped[str] = mapped_column(String(50), doc="`vinted`, `ebay` or `etsy`; nothing guards it.")
@@ -34,7 +36,7 @@ class MarketplaceTask(SourceBase):
     """One step of a job: an HTTP call, a file upload ..."""
 
     __tablename__ = "marketplace_tasks"
-    __table_args__ = {"schema": TENANT}
+    __table_args__ = ({"schema": TENANT},)
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     job_id: Mapped[int | None] = mapped_column(Integer, doc="The job; null if the job was deleted.")
@@ -48,7 +50,7 @@ class MarketplaceActionType(SourceBase):
     """The names of the action types, one table for all tenants. It may be missing."""
 
     __tablename__ = "marketplace_action_types"
-    __table_args__ = {"schema": "public"}
+    __table_args__ = ({"schema": "public"},)
 
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     marketplace: Mapped[str] = mapped_column(String(50), doc="The marketplace of the action.")

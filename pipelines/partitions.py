@@ -1,12 +1,13 @@
 """The days: Dagster's day partitions in the reporting time zone, and a range of them as a window of instants.
 
-A day is never computed from a timestamp's date: PostgreSQL and Python disagree about midnight on some days of some zones.
-The instants of the partitions are the only truth, and SQL compares with them.
+A day is never computed from a timestamp's date: PostgreSQL and Python disagree about midnight on some days of some
+zones. The instants of the partitions are the only truth, and SQL compares with them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from itertools import pairwise
 from typing import Any
 
 import dagster as dg
@@ -21,7 +22,10 @@ def day_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive days: their dates, the instant at which each begins, and the instant at which the last one ends."""
+    """Consecutive days: their dates, the instant at which each begins, and the instant at which the last one ends.
+
+    Every instant from the first start to the end belongs to exactly one of the days.
+    """
 
     dates: tuple[date, ...]
     starts: tuple[datetime, ...]
@@ -30,7 +34,10 @@ class Window:
 
     @classmethod
     def of(cls, partitions: dg.DailyPartitionsDefinition, keys: Sequence[str]) -> "Window":
+        """The window of these partition keys, in their order. Raises ValueError if a day is missing between them."""
         days = [partitions.time_window_for_partition_key(key) for key in keys]
+        if any(day.end != following.start for day, following in pairwise(days)):
+            raise ValueError(f"The days {', '.join(keys)} do not follow each other.")
         return cls(
             dates=tuple(date.fromisoformat(key) for key in keys),
             starts=tuple(day.start.astimezone(UTC) for day in days),
@@ -51,4 +58,7 @@ class Window:
         }
 
     def __str__(self) -> str:
-        return f"[{self.starts[0].isoformat()}, {self.end.isoformat()}), {len(self.dates)} days of {self.time_zone}"
+        return (
+            f"{len(self.dates)} days in {self.time_zone}, {self.dates[0]} to {self.dates[-1]}: "
+            f"from {self.starts[0].isoformat()} to before {self.end.isoformat()}"
+        )

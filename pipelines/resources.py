@@ -37,11 +37,13 @@ def conninfo(*variables: str) -> str:
             break
     else:
         url = local.start()
-    match = re.fullmatch(r"postgres(?:ql)?(?:\+psycopg)?(://.*)", url)
     try:
-        if not match:
+        match = re.fullmatch(r"postgres(?:ql)?(?:\+psycopg)?(://.*)", url)
+        given = conninfo_to_dict("postgresql" + match[1]) if match else {}
+        # An unencoded password is taken apart into the other fields, which messages show.
+        if not match or not re.fullmatch(r"[0-9,]*", str(given.get("port", ""))) or "@" in str(given.get("host")):
             raise psycopg.ProgrammingError
-        return make_conninfo("", **{"connect_timeout": "10", **conninfo_to_dict("postgresql" + match[1])})
+        return make_conninfo("", **{"connect_timeout": "10", **given})
     except psycopg.ProgrammingError:
         raise UsageError(
             f"{variable} is not a URL of PostgreSQL: write it as postgresql://user:password@host:5432/database, "
@@ -55,7 +57,7 @@ def create_engine(conninfo: str, *, pool_size: int = 1, **parameters: int | str)
     libpq parses the URL itself, so that all its options work, and the engine does not know the password.
     """
     given = conninfo_to_dict(conninfo)
-    options = [given.get("options") or "", *(f"-c {name}={value}" for name, value in parameters.items())]
+    options = [str(given.get("options") or ""), *(f"-c {name}={value}" for name, value in parameters.items())]
     settings = {
         **given,
         "application_name": given.get("application_name") or APPLICATION_NAME,

@@ -7,6 +7,7 @@ for all tenants, so it costs the same round trip for one tenant as for ten thous
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import sqlalchemy as sa
 from psycopg import sql
@@ -48,9 +49,9 @@ class Tenant:
     failed: str | None = None
 
 
-# One row per tenant and table that matters here, with its columns, and whether it has the unique key that rows are found
-# by. Names of constraints and indexes differ between tenants, so only what they are is looked at. A tenant with none of
-# these tables has one row, of nulls.
+# One row per tenant and table that matters here, with its columns, and whether it has the unique key that rows are
+# found by. Names of constraints and indexes differ between tenants, so only what they are is looked at. A tenant with
+# none of these tables has one row, of nulls.
 _CATALOG = sa.text("""
     SELECT n.nspname AS schema,
            c.relname AS relation,
@@ -93,7 +94,7 @@ def find_tenants(connection: sa.Connection, only: Sequence[str] = ()) -> list[Te
     ]
 
 
-def _judge(schema: str, relations: dict[str, sa.Row]) -> Tenant:
+def _judge(schema: str, relations: dict[str, sa.Row[Any]]) -> Tenant:
     """The state of a tenant from its relations by name."""
     for table, old_name in _SOURCES.items():
         if table not in relations:

@@ -37,18 +37,18 @@ ZONES = (
     ("Australia/Lord_Howe", dt.date(2025, 4, 6)),
     ("Australia/Lord_Howe", dt.date(2025, 10, 5)),
 )
-MARKETPLACES = (*KNOWN_MARKETPLACES, *KNOWN_MARKETPLACES, "Vinted", "vinted ", "depop", "")
-# The statuses that matter most come twice, so that most jobs count.
-JOB_STATUSES = ("completed", "failed", "cancelled", "expired", "completed", "failed", "pending", "running", "paused")
-TASK_STATUSES = ("success", "failed", "timeout", "success", "failed", "cancelled", "pending", "processing")
-ACTION_TYPE_IDS = (1, 2, 1, 2**31 - 1)
+# What comes several times in these lists is drawn more often, so that most jobs count and several share a row.
+MARKETPLACES = (*("vinted",) * 6, *("ebay",) * 4, "etsy", "Vinted", "vinted ", "depop", "")
+JOB_STATUSES = (*("completed", "failed") * 4, *("cancelled", "expired") * 2, "pending", "running", "paused")
+TASK_STATUSES = (*("success", "failed", "timeout") * 3, "cancelled", "pending", "processing")
+ACTION_TYPE_IDS = (1, 1, 1, 1, 2, 2**31 - 1)
 RETRY_COUNTS = (0, 0, 1, 3, 2**31 - 1)
 INFINITIES = ("infinity", "-infinity")
 US = dt.timedelta(microseconds=1)
 LIMIT_US = 2**31 * 1000
 DURATIONS_US = (
     # Whole milliseconds, and the two sides of each half.
-    *(0, 1, 499, 500, 501, 999, 1000, 1499, 1500, 2500, 90_000_000),
+    *(0, 1, 499, 500, 501, 999, 1000, 1499, 1500, 2500, 90_000_000, 90_000_500) * 2,
     # From half a millisecond below the limit on, a duration rounds up to the limit and is bad.
     *(LIMIT_US - 1500, LIMIT_US - 501, LIMIT_US - 500, LIMIT_US - 499),
     *(LIMIT_US - 1, LIMIT_US, LIMIT_US + 1, 2 * LIMIT_US),
@@ -90,8 +90,9 @@ def jobs(draw: st.DrawFn, days: Sequence[Day], max_size: int = 12) -> list[Row]:
                 st.sampled_from(JOB_STATUSES),
                 st.sampled_from(RETRY_COUNTS),
                 st.sampled_from(_ends(days, with_past=draw(st.booleans()))),
-                st.sampled_from((*DURATIONS_US, *DURATIONS_US, None, *INFINITIES)),
+                st.sampled_from((*DURATIONS_US, None, *INFINITIES)),
             ),
+            min_size=draw(st.sampled_from((0, max_size // 2))),
             max_size=max_size,
         )
     )
@@ -120,6 +121,7 @@ def tasks(draw: st.DrawFn, job_ids: Sequence[int], days: Sequence[Day], max_size
                 st.sampled_from(RETRY_COUNTS),
                 st.sampled_from(_ends(days, with_past=draw(st.booleans()))),
             ),
+            min_size=draw(st.sampled_from((0, max_size // 2))),
             max_size=max_size,
         )
     )
@@ -166,13 +168,13 @@ def stored_rows(draw: st.DrawFn, days: Sequence[Day], max_size: int = 6) -> list
 def _ends(days: Sequence[Day], with_past: bool) -> list[dt.datetime | str | None]:
     """Ends at the edges of the days, in UTC. Without a past, the first day is not covered."""
     first, last = days[0].start.astimezone(dt.UTC), days[-1].end.astimezone(dt.UTC)
-    ends: list[dt.datetime | str | None] = []
+    inside: list[dt.datetime | str | None] = []
     for day in days:
         start, end = day.start.astimezone(dt.UTC), day.end.astimezone(dt.UTC)
-        ends += [start, end - US, start + US, start + (end - start) / 2]
+        inside += [start, end - US, start + US, start + (end - start) / 2]
         # The wall clock's own midnights, which are not all of them limits of a day where the clocks change.
-        ends += [start + dt.timedelta(hours=1), end - dt.timedelta(hours=1)]
-    ends += [last, last + dt.timedelta(days=40), None, *INFINITIES]
+        inside += [start + dt.timedelta(hours=1), end - dt.timedelta(hours=1)]
+    ends = [*inside, *inside, last, last + dt.timedelta(days=40), None, *INFINITIES]
     if with_past:
         ends += [first - US, first - dt.timedelta(hours=1), first - dt.timedelta(days=400)]
     return ends

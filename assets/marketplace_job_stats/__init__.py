@@ -1,7 +1,8 @@
 """The asset `marketplace_job_stats`: what every tenant's jobs did, per action type, marketplace and day.
 
-One row says: of the jobs of this action type on this marketplace that ended on this day, so many completed, failed, were
-cancelled or expired; they took so long, were retried so often, and had so many tasks. `models.stats` defines each column.
+One row says: of the jobs of this action type on this marketplace that ended on this day, so many completed, failed,
+were cancelled or expired; they took so long, were retried so often, and had so many tasks. `models.stats` defines each
+column.
 
 The flow, in order, for a range of days:
 

@@ -1,7 +1,9 @@
-"""The SELECT that turns the jobs and tasks of a window into rows. SQLAlchemy Core only: no context, no engine, no clock.
+"""The SELECT that turns the jobs and tasks of a window into rows. Pure: no context, no engine, no clock.
 
 Bound parameters: see `pipelines.partitions.Window.parameters`.
 """
+
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import INTERVAL
@@ -48,7 +50,7 @@ def days() -> sa.CTE:
     return sa.select(day.render_derived()).cte("days")
 
 
-def _count(condition: sa.ColumnElement[bool]) -> sa.Function[int]:
+def _count(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
     return sa.func.count().filter(condition)
 
 
@@ -133,7 +135,7 @@ def counted_rows(days: sa.CTE) -> sa.CTE:
     )
 
 
-def kept_since(table: sa.Table, status: sa.ColumnElement[str], finished: tuple[str, ...]) -> sa.ScalarSelect:
+def kept_since(table: sa.Table, status: sa.ColumnElement[str], finished: tuple[str, ...]) -> sa.ScalarSelect[Any]:
     """The end of the oldest finished row that the source still holds; 'infinity' if it holds none.
 
     Days that begin after it are covered. Usually any row from before the window answers, and the full scan for the

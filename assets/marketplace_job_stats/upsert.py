@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import RowMapping
 from sqlalchemy.dialects.postgresql import insert
 
 from assets.marketplace_job_stats.aggregate import (
@@ -38,6 +39,8 @@ NUMBERS = (*COUNTS, "avg_duration_ms")
 _first_date = sa.bindparam("first_date", type_=sa.Date)
 _last_date = sa.bindparam("last_date", type_=sa.Date)
 
+_NOTHING = dict.fromkeys((*COUNTS, "row_count"), 0)
+
 
 class ProofError(Exception):
     """The stored rows are not what was counted; the tenant's transaction is rolled back."""
@@ -45,10 +48,14 @@ class ProofError(Exception):
 
 @dataclass(frozen=True)
 class TenantResult:
-    """What a tenant's transaction did: a mapping per day (see `difference`), and its stored sums per kind of action."""
+    """What a tenant's transaction did.
+
+    `days`: a mapping per day (see `difference`), with `stored_row_count`, the rows that the table now holds.
+    `sums`: the stored sums of the window per marketplace and action type (see `stored_sums`).
+    """
 
     days: Sequence[Mapping[str, Any]]
-    sums: Sequence[Mapping[str, Any]]
+    sums: Sequence[RowMapping]
 
 
 def write_tenant(
@@ -65,18 +72,21 @@ def write_tenant(
     with connection.begin():
         connection.execute(sa.text(f"LOCK TABLE {quoted(schema)}.{stats.name} IN SHARE ROW EXCLUSIVE MODE"))
         days = connection.execute(difference(), parameters).mappings().all()
-        stored = connection.execute(stored_sums(), parameters).mappings().all()
-        _prove(days, {row["date"]: row for row in stored if row["is_day"]})
-    return TenantResult(days, [row for row in stored if not row["is_day"]])
+        sums = connection.execute(stored_sums(), parameters).mappings().all()
+        stored = {row["date"]: row for row in sums if row["is_day"]}
+        _prove(days, stored)
+    return TenantResult(
+        [{**dict(day), "stored_row_count": stored.get(day["date"], _NOTHING)["row_count"]} for day in days],
+        [row for row in sums if not row["is_day"]],
+    )
 
 
-def _prove(days: Sequence[Mapping[str, Any]], stored: Mapping[Any, Mapping[str, Any]]) -> None:
+def _prove(days: Sequence[RowMapping], stored: Mapping[Any, Mapping[Any, Any]]) -> None:
     """Compares every count of every day that was written with what the table now holds."""
-    nothing = dict.fromkeys((*COUNTS, "row_count"), 0)
     for day in days:
         if day["is_held_back"]:
             continue
-        found = stored.get(day["date"], nothing)
+        found = stored.get(day["date"], _NOTHING)
         for name in (*COUNTS, "row_count"):
             if found[name] != day[name]:
                 raise ProofError(
@@ -90,7 +100,8 @@ def difference() -> sa.Select[Any]:
     """The statement that computes a window and writes what differs. Returns one row per day:
 
     date, is_held_back, every column of COUNTS as counted, row_count (counted rows), unknown_marketplace_count,
-    bad_duration_count, stored_job_count and stored_task_count (before the run), and the rows inserted, updated, deleted.
+    bad_duration_count, stored_job_count and stored_task_count (before the run), and how many rows were inserted,
+    updated and deleted.
     """
     day = days()
     counted = counted_rows(day)
@@ -164,14 +175,10 @@ def _compared(counted: sa.CTE, stored: sa.CTE) -> sa.CTE:
 
     def falls(names: Sequence[str]) -> sa.ColumnElement[bool]:
         # A stored null, from before the batch knew the column, is no number and cannot fall.
-        return sa.or_(
-            *(sa.func.coalesce(known.c[name], 0) < sa.func.coalesce(stored.c[name], 0) for name in names)
-        )
+        return sa.or_(*(sa.func.coalesce(known.c[name], 0) < sa.func.coalesce(stored.c[name], 0) for name in names))
 
     differs = sa.or_(*(known.c[name].is_distinct_from(stored.c[name]) for name in NUMBERS))
-    change = sa.case(
-        (stored.c.date.is_(None), "insert"), (known.c.date.is_(None), "delete"), (differs, "update")
-    )
+    change = sa.case((stored.c.date.is_(None), "insert"), (known.c.date.is_(None), "delete"), (differs, "update"))
     same_key = sa.and_(*(known.c[name] == stored.c[name] for name in KEY))
     return (
         sa.select(
@@ -238,15 +245,13 @@ def _outcome(day: sa.CTE, counted: sa.CTE, compared: sa.CTE) -> sa.CTE:
                 for name in ("stored_job_count", "stored_task_count")
             ),
         )
-        .select_from(
-            day.outerjoin(total, total.c.date == day.c.date).outerjoin(held, held.c.date == day.c.date)
-        )
+        .select_from(day.outerjoin(total, total.c.date == day.c.date).outerjoin(held, held.c.date == day.c.date))
         .cte("outcome")
     )
 
 
 def _ledger_entries(outcome: sa.CTE) -> sa.CTE:
-    """The upsert of the ledger's rows that are new or differ. The others are left alone, so that a replay writes none."""
+    """The upsert of the ledger's rows that are new or differ; the others are left alone."""
     job_count = outcome.c.total_jobs + outcome.c.cancelled_count + outcome.c.expired_count
     task_count = outcome.c.total_tasks
     entry = {

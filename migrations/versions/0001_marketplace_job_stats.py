@@ -1,7 +1,7 @@
 """From `vinted_job_stats` to `marketplace_job_stats`, and its ledger.
 
-This first revision meets tenants in many shapes, so it converges (`migrations.converge`): what is missing is added, what
-is there is kept. Later revisions can rely on the canonical shape, and are plain.
+This first revision meets tenants in many shapes, so it converges (`migrations.converge`): what is missing is added,
+what is there is kept. Later revisions can rely on the canonical shape, and are plain.
 """
 
 from alembic import op

