@@ -119,7 +119,9 @@ class MarketplaceJobStatsDay(StatsBase):
     job_count: Mapped[int] = mapped_column(
         Integer, doc="Jobs that the source holds: completed, failed, cancelled and expired, on a known marketplace."
     )
-    task_count: Mapped[int] = mapped_column(Integer, doc="Tasks that the source holds of those that ran.")
+    task_count: Mapped[int] = mapped_column(
+        Integer, doc="Their tasks that the source holds with status success, failed or timeout."
+    )
     stored_job_count: Mapped[int] = mapped_column(
         Integer, doc="Jobs in the stats rows of the day after the run; `job_count` unless held back."
     )

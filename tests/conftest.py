@@ -1,8 +1,10 @@
 """Real databases: a server per session, a migrated template database, and a copy of it for each test."""
 
 import itertools
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,6 @@ FOREIGN = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "DAGSTER_HOME")
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test begins without the variables that configure the project."""
-    import os
-
     for name in os.environ:
         if name in FOREIGN or name.startswith(("STATS_", "PG", "ALERT_")):
             monkeypatch.delenv(name)
@@ -114,3 +114,11 @@ def engine(database: str) -> Iterator[sa.Engine]:
     engine = create_engine(database)
     yield engine
     engine.dispose()
+
+
+def wait_until(connection: psycopg.Connection[Any], query: str, seconds: float = 20) -> None:
+    """Returns when the query finds a row; fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not connection.execute(query).fetchall():
+        assert time.monotonic() < deadline, f"nothing found in {seconds} s: {query}"
+        time.sleep(0.01)

@@ -67,7 +67,7 @@ def build_marketplace_job_stats(
     )
     def marketplace_job_stats(
         context: dg.AssetExecutionContext, config: StatsConfig, tenant_database: TenantDatabase
-    ) -> Iterator[dg.MaterializeResult[Any]]:
+    ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetMaterialization | dg.AssetObservation]:
         window = Window.of(partitions, context.partition_keys)
         try:
             report = _compute(context, config, tenant_database, window)
@@ -80,14 +80,15 @@ def build_marketplace_job_stats(
         days[context.partition_keys[-1]] |= report.run_metadata()
         if config.tenants:
             for key, metadata in days.items():
-                context.log_event(dg.AssetObservation(context.asset_key, partition=key, metadata=metadata))
+                yield dg.AssetObservation(context.asset_key, partition=key, metadata=metadata)
         elif not report.failed:
             for key, metadata in days.items():
                 context.add_asset_metadata(metadata, partition_key=key)
             yield dg.MaterializeResult()
         elif report.done:
+            # Yielded, not logged: what is logged after the last yield of a step that fails is lost.
             for key, metadata in days.items():
-                context.log_event(dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata))
+                yield dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
         if report.failed:
             raise RunFailure(report.failure(), metadata=report.run_metadata())
 
@@ -103,7 +104,7 @@ def _compute(
         if tenant.skipped or tenant.failed:
             return tenant
         try:
-            return write_tenant(connection, tenant.schema, window, context.run_id, config.allow_shrink)
+            return write_tenant(connection, tenant.schema, window, context.run.run_id, config.allow_shrink)
         except sa.exc.DBAPIError:
             if connection.invalidated:
                 raise
@@ -125,7 +126,7 @@ def _compute(
             if number % 1000 == 0:
                 context.log.info(f"{number} of {len(tenants)} tenants")
         if report.done:
-            database.make_durable(connection, context.run_id)
+            database.make_durable(connection, context.run.run_id)
     return report
 
 

@@ -1,0 +1,45 @@
+# Every target needs nothing before it: `install` is a dependency of all of them.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Where Dagster keeps the demo's runs, so that `make dev` shows what `make demo` did.
+export DAGSTER_HOME ?= $(CURDIR)/.local/dagster
+
+.PHONY: install demo dev test lint lock stop clean
+
+install: .venv/.installed
+
+.venv/.installed: requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	touch $@
+
+demo: install $(DAGSTER_HOME)/dagster.yaml ## Make three months of data, migrate and compute them, and print what came out.
+	@$(BIN)/python -m pipelines.demo
+
+dev: install $(DAGSTER_HOME)/dagster.yaml ## Open Dagit, on the demo's data or on DATABASE_URL.
+	@$(BIN)/python -m pipelines.demo --once
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dagster dev -w workspace.yaml
+
+test: install ## Run the tests, on a PostgreSQL of their own.
+	$(BIN)/python -m pytest
+
+lint: install ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: install ## Pin the newest versions that pyproject.toml allows.
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+		--no-strip-extras --no-emit-index-url --no-emit-find-links --no-header --upgrade --quiet -o requirements.lock
+
+stop: ## Stop the embedded PostgreSQL.
+	@test ! -d .venv || $(BIN)/python -m pipelines.local
+
+clean: stop ## Remove what was installed and made.
+	rm -rf .venv .local .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(DAGSTER_HOME)/dagster.yaml:
+	@mkdir -p $(DAGSTER_HOME)
+	@printf 'telemetry:\n  enabled: false\nnux:\n  enabled: false\npython_logs:\n  python_log_level: INFO\n' > $@

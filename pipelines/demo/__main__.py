@@ -1,0 +1,67 @@
+"""The demo from end to end: make the data, migrate them, compute every day, and print what came out."""
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import click
+import psycopg
+
+from pipelines.demo import data, tables
+from pipelines.local import ROOT
+from pipelines.resources import conninfo
+from pipelines.settings import UsageError
+
+COMPARED = "user_7"
+"""The tenant whose old counters are compared with what the batch computes."""
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Do nothing if the database already has tenants.")
+def main(once: bool) -> None:
+    """Makes the demo's data in DATABASE_URL, by default the embedded server, and computes them."""
+    today = datetime.now(UTC).date()
+    with _connect() as connection:
+        where = f"database {connection.info.dbname} on {connection.info.host}"
+        if once and connection.execute("SELECT 1 FROM pg_namespace WHERE nspname ~ '^user_[0-9]+$'").fetchone():
+            click.echo(f"There are tenants already in {where}.")
+            return
+        click.echo(f"Making the demo's customers in {where}")
+        data.create(connection, today)
+        old = tables.old_counters(connection, COMPARED)
+
+    click.echo("\nMigrating vinted_job_stats to marketplace_job_stats")
+    _run("alembic", "upgrade", "head")
+
+    first, last = today - timedelta(days=data.DAY_COUNT), today - timedelta(days=1)
+    click.echo(f"\nComputing {first} to {last}")
+    _run(
+        *("dagster", "asset", "materialize", "-m", "pipelines.definitions"),
+        *("--select", "marketplace_job_stats", "--partition-range", f"{first}...{last}"),
+    )
+
+    with _connect() as connection:
+        tables.print_drift(connection, COMPARED, old)
+        tables.print_last_week(connection, list(data.TENANTS), today)
+    click.echo("Look around in Dagit with `make dev`. `make stop` stops the embedded server.")
+
+
+def _connect() -> psycopg.Connection[tuple[object, ...]]:
+    try:
+        return psycopg.connect(conninfo())
+    except psycopg.OperationalError as error:
+        raise UsageError(f"{str(error).splitlines()[0]}. Check DATABASE_URL, and that the server is up.") from None
+
+
+def _run(*command: str) -> None:
+    """One of the real commands, as a user would give it. Ends the demo with its exit status if it fails."""
+    # Dagster's command line announces its successor at each call, which is no news for the user of a demo.
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    status = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment).returncode
+    if status:
+        sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

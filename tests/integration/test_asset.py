@@ -1,0 +1,319 @@
+"""The asset as Dagster runs it: isolation of tenants, what is reported, and replay; on a real server."""
+
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+
+from pipelines.definitions import build_defs
+from pipelines.settings import Settings
+from tests import application
+from tests.conftest import url_of, wait_until
+
+KEY = dg.AssetKey(["marketplace_job_stats"])
+NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
+DAY = NOON.date().isoformat()
+TENANTS = ("user_1", "user_2", "user_10")
+
+
+def job(**columns: Any) -> dict[str, Any]:
+    """A completed Vinted job of 1.5 s at noon of the 15th, unless said otherwise."""
+    job = {"marketplace": "vinted", "action_type_id": 1, "status": "completed", "completed_at": NOON}
+    return job | {"started_at": NOON - timedelta(milliseconds=1500)} | columns
+
+
+@pytest.fixture(autouse=True)
+def source_rows(connection: psycopg.Connection[Any]) -> None:
+    """In each of the three tenants: two jobs on the 15th, one failed, with a task; and an eBay job on the 17th."""
+    for schema in TENANTS:
+        rows = [
+            job(id=1),
+            job(id=2, status="failed", retry_count=2),
+            job(id=3, marketplace="ebay", action_type_id=5, completed_at=NOON + timedelta(days=2)),
+        ]
+        application.insert(connection, schema, "marketplace_jobs", rows)
+        application.insert(connection, schema, "marketplace_tasks", [{"job_id": 2, "status": "timeout"}])
+
+
+@pytest.fixture
+def url(database: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("DATABASE_URL", url_of(database))
+    return url_of(database)
+
+
+def materialize(
+    first: str = DAY, last: str | None = None, instance: dg.DagsterInstance | None = None, **config: Any
+) -> dg.ExecuteInProcessResult:
+    """A run of the asset over a range of days, with this run config, in this process."""
+    definitions = build_defs(Settings.from_env({"STATS_LOCK_TIMEOUT_MS": "2000"}))
+    return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+        run_config={"ops": {"marketplace_job_stats": {"config": config}}},
+        tags={
+            "dagster/asset_partition_range_start": first,
+            "dagster/asset_partition_range_end": last or first,
+        },
+        instance=instance,
+        raise_on_error=False,
+    )
+
+
+def metadata(result: dg.ExecuteInProcessResult, observed: bool = False) -> dict[str, dict[str, Any]]:
+    """What was reported, by day; as plain values."""
+    kind = dg.DagsterEventType.ASSET_OBSERVATION if observed else dg.DagsterEventType.ASSET_MATERIALIZATION
+    events = [event for event in result.all_events if event.event_type == kind]
+    data = [
+        event.asset_observation_data.asset_observation if observed else event.step_materialization_data.materialization
+        for event in events
+    ]
+    days = {str(one.partition): {name: plain(value) for name, value in one.metadata.items()} for one in data}
+    assert len(days) == len(data), "a day was reported twice"
+    return days
+
+
+def plain(value: dg.MetadataValue[Any]) -> Any:
+    """A table as a list of its rows, anything else as it is."""
+    return [dict(record.data) for record in value.records] if isinstance(value, dg.TableMetadataValue) else value.value
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    """The sentence that a failed run ends with."""
+    [event] = [event for event in result.all_events if event.is_step_failure]
+    error = event.step_failure_data.error
+    assert error is not None
+    assert error.stack == []
+    return error.message
+
+
+def total_jobs(connection: psycopg.Connection[Any], schema: str) -> int:
+    row = connection.execute(f"SELECT coalesce(sum(total_jobs), 0)::int FROM {schema}.marketplace_job_stats").fetchone()
+    assert row
+    return int(row[0])
+
+
+def test_every_day_of_a_range_is_materialized_with_its_numbers(connection: psycopg.Connection[Any], url: str) -> None:
+    """A range is one run; each day has one event with its own numbers, a day without rows too, with row count 0."""
+    result = materialize("2026-01-14", "2026-01-17")
+    assert result.success
+    days = metadata(result)
+    assert list(days) == ["2026-01-14", "2026-01-15", "2026-01-16", "2026-01-17"]
+    assert {day: values["dagster/row_count"] for day, values in days.items()} == {
+        "2026-01-14": 0,
+        "2026-01-15": 3,
+        "2026-01-16": 0,
+        "2026-01-17": 3,
+    }
+    of_the_15th = days["2026-01-15"]
+    assert of_the_15th["jobs"] == 6
+    assert of_the_15th["failed_jobs"] == 3
+    assert of_the_15th["tasks"] == 3
+    assert of_the_15th["rows_inserted"] == 3
+    assert (of_the_15th["tenants_done"], of_the_15th["tenants_skipped"], of_the_15th["tenants_failed"]) == (3, 0, 0)
+    # What belongs to the whole run stands once, with the last day.
+    assert "run_window" not in of_the_15th
+    preview = days["2026-01-17"]["run_preview"]
+    assert preview == [
+        {
+            "marketplace": "vinted",
+            "action": "publish",
+            "jobs": 6,
+            "failed": 3,
+            "success %": 50.0,
+            "mean ms": 1500,
+            "tasks": 3,
+            "retries": 6,
+        },
+        {
+            "marketplace": "ebay",
+            "action": "update",
+            "jobs": 3,
+            "failed": 0,
+            "success %": 100.0,
+            "mean ms": 172801500,
+            "tasks": 0,
+            "retries": 0,
+        },
+    ]
+    assert total_jobs(connection, "user_10") == 3
+
+
+def test_the_second_run_changes_nothing(connection: psycopg.Connection[Any], url: str) -> None:
+    """Promise 13: the same row versions and the same sequence afterwards, in every table of ours, and it says so."""
+
+    def state() -> list[Any]:
+        tables = [f"{schema}.marketplace_job_stats{name}" for schema in TENANTS for name in ("", "_days")]
+        rows = [connection.execute(f"SELECT ctid, xmin, * FROM {table} ORDER BY ctid").fetchall() for table in tables]
+        sequences = connection.execute("SELECT schemaname, sequencename, last_value FROM pg_sequences ORDER BY 1, 2")
+        return [*rows, sequences.fetchall()]
+
+    materialize("2026-01-14", "2026-01-17")
+    before = state()
+    days = metadata(materialize("2026-01-14", "2026-01-17"))
+    assert state() == before
+    assert [days["2026-01-15"][f"rows_{what}"] for what in ("inserted", "updated", "deleted", "unchanged")] == [
+        0,
+        0,
+        0,
+        3,
+    ]
+
+
+def test_late_corrected_and_deleted_rows_come_right(connection: psycopg.Connection[Any], url: str) -> None:
+    """Promise 14: what changed is inserted, updated or deleted, and reported as that; older rows cover the day."""
+    old = job(id=90, completed_at=NOON - timedelta(days=30))
+    application.insert(connection, "user_2", "marketplace_jobs", [old])
+    old_task = {"job_id": 90, "status": "success", "completed_at": NOON - timedelta(days=30)}
+    application.insert(connection, "user_2", "marketplace_tasks", [old_task])
+    materialize(DAY, "2026-01-17")
+    connection.execute("UPDATE user_2.marketplace_jobs SET status = 'completed' WHERE id = 2")
+    connection.execute("UPDATE user_2.marketplace_jobs SET marketplace = 'etsy', action_type_id = 9 WHERE id = 3")
+
+    result = materialize(DAY, "2026-01-17", tenants=["user_2"])
+
+    days = metadata(result, observed=True)
+    assert [days[DAY][f"rows_{what}"] for what in ("inserted", "updated", "deleted")] == [0, 1, 0]
+    assert [days["2026-01-17"][f"rows_{what}"] for what in ("inserted", "updated", "deleted")] == [1, 0, 1]
+
+
+def test_one_bad_tenant_stops_no_other(connection: psycopg.Connection[Any], url: str) -> None:
+    """Each kind of bad tenant is named with its reason; the days are there; the run has failed."""
+    connection.execute("""
+        CREATE SCHEMA user_3;
+        CREATE SCHEMA user_4; CREATE TABLE user_4.vinted_jobs (id int); CREATE TABLE user_4.plugin_tasks (id int);
+        ALTER TABLE user_2.marketplace_job_stats DROP CONSTRAINT uq_marketplace_job_stats_action_marketplace_date;
+        ALTER TABLE user_10.marketplace_jobs ALTER completed_at TYPE text;
+        CREATE SCHEMA user_5;
+        CREATE TABLE user_5.marketplace_jobs (id int);
+        CREATE TABLE user_5.marketplace_tasks (id int);
+        CREATE SCHEMA user_settings; CREATE SCHEMA user_1_old; CREATE SCHEMA "User_1"; CREATE SCHEMA user_;
+        CREATE SCHEMA "user_6""; drop schema user_2 cascade; --"
+    """)
+    result = materialize()
+
+    assert not result.success
+    assert total_jobs(connection, "user_1") == 2
+    day = metadata(result)[DAY]
+    assert (day["tenants_done"], day["tenants_skipped"], day["tenants_failed"]) == (1, 2, 3)
+    skipped = {record["tenant"]: record["reason"] for record in day["run_tenants_skipped"]}
+    assert skipped == {
+        "user_3": "marketplace_jobs is missing",
+        "user_4": "marketplace_jobs still has vinted_jobs, its name before the rename",
+    }
+    failed = {record["tenant"]: record["reason"] for record in day["run_tenants_failed"]}
+    assert failed["user_2"] == (
+        "marketplace_job_stats has no unique key on action_type_id, date, marketplace: "
+        "run `alembic -x tenant=user_2 upgrade head`"
+    )
+    assert failed["user_5"].startswith("marketplace_job_stats is missing: run `alembic")
+    assert "42883" in failed["user_10"]
+    assert all(schema in failure(result) for schema in failed)
+
+
+def test_a_unique_key_of_any_name_will_do(connection: psycopg.Connection[Any], url: str) -> None:
+    """Clones have names that PostgreSQL chose, and columns in another order: the key is found by what it is."""
+    connection.execute("""
+        ALTER TABLE user_2.marketplace_job_stats DROP CONSTRAINT uq_marketplace_job_stats_action_marketplace_date;
+        CREATE UNIQUE INDEX some_name ON user_2.marketplace_job_stats (date, marketplace, action_type_id)""")
+    assert materialize().success
+    assert total_jobs(connection, "user_2") == 2
+
+
+def test_a_tenant_dropped_meanwhile_is_gone_not_failed(
+    connection: psycopg.Connection[Any], database: str, url: str
+) -> None:
+    """A customer who leaves while the run is about to compute it is skipped, with that reason."""
+    with psycopg.connect(database) as leaving:
+        leaving.execute("LOCK TABLE user_2.marketplace_job_stats")
+        results: list[dg.ExecuteInProcessResult] = []
+        run = threading.Thread(target=lambda: results.append(materialize()))
+        run.start()
+        wait_until(
+            connection, "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'relation'"
+        )
+        leaving.execute("DROP SCHEMA user_2 CASCADE")
+    run.join()
+    assert results[0].success
+    [record] = metadata(results[0])[DAY]["run_tenants_skipped"]
+    assert record == {"tenant": "user_2", "reason": "gone: dropped while the run went on"}
+
+
+def test_a_locked_tenant_fails_after_the_time_out(database: str, url: str) -> None:
+    """A lock that another session keeps costs that tenant its run, with SQLSTATE and remedy, and no other."""
+    with psycopg.connect(database) as other:
+        other.execute("LOCK TABLE user_2.marketplace_job_stats IN SHARE MODE")
+        result = materialize()
+    assert "user_2: canceling statement due to lock timeout (55P03)" in failure(result)
+    assert metadata(result)[DAY]["tenants_done"] == 2
+
+
+def test_stored_counts_that_differ_fail_the_tenant(connection: psycopg.Connection[Any], url: str) -> None:
+    """Promise 19: if a trigger writes something else than what was counted, nothing of the tenant is kept."""
+    connection.execute("""
+        CREATE FUNCTION user_2.meddle() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN NEW.success_count := NEW.success_count + 1; RETURN NEW; END $$;
+        CREATE TRIGGER meddle BEFORE INSERT ON user_2.marketplace_job_stats
+        FOR EACH ROW EXECUTE FUNCTION user_2.meddle()""")
+    result = materialize()
+    assert "marketplace_job_stats holds success_count = 2 for 2026-01-15, but 1 were counted" in failure(result)
+    assert total_jobs(connection, "user_2") == 0
+    assert connection.execute("SELECT FROM user_2.marketplace_job_stats_days").fetchall() == []
+    assert total_jobs(connection, "user_10") == 2
+
+
+def test_purged_days_are_held_back_and_reported(connection: psycopg.Connection[Any], url: str) -> None:
+    """Promise 15: rows purged by age lower no stored number; both numbers are reported; allow_shrink overrides."""
+    materialize(DAY, "2026-01-17")
+    connection.execute("DELETE FROM user_2.marketplace_jobs WHERE id = 1")
+
+    day = metadata(materialize())[DAY]
+    assert (day["tenants_held_back"], day["run_days_held_back"]) == (1, 1)
+    [record] = day["run_held_back"]
+    assert (record["tenant"], record["stored jobs"], record["jobs in the source"]) == ("user_2", 2, 1)
+    assert total_jobs(connection, "user_2") == 3
+
+    assert metadata(materialize(allow_shrink=True))[DAY]["tenants_held_back"] == 0
+    assert total_jobs(connection, "user_2") == 2
+
+
+def test_a_run_of_some_tenants_only_observes(connection: psycopg.Connection[Any], url: str) -> None:
+    """A day is materialized only when it was run for all; the named tenants are computed all the same."""
+    result = materialize(tenants=["user_10"])
+    assert result.success
+    assert metadata(result) == {}
+    assert metadata(result, observed=True)[DAY]["tenants_done"] == 1
+    assert (total_jobs(connection, "user_10"), total_jobs(connection, "user_2")) == (2, 0)
+
+
+def test_a_tenant_that_is_not_there_is_a_usage_error(url: str) -> None:
+    """A misspelt name in the run config is refused before anything is computed."""
+    result = materialize(tenants=["user_1", "user_99", "public"])
+    assert failure(result).startswith("There is no tenant public, user_99 in database test_")
+
+
+def test_a_database_without_tenants_is_refused(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forgotten DATABASE_URL is noticed: nothing is materialized, and the sentence says where it looked."""
+    monkeypatch.setenv("DATABASE_URL", url_of(f"{server} dbname=postgres"))
+    result = materialize()
+    assert failure(result).startswith("No schema named user_<number> in database postgres on /tmp/")
+    assert metadata(result) == {}
+
+
+def test_without_action_types_the_numbers_are_right_and_the_code_unknown(
+    connection: psycopg.Connection[Any], url: str
+) -> None:
+    """The table of action types is decoration: a run without it differs in the code only."""
+    connection.execute("DROP TABLE public.marketplace_action_types")
+    result = materialize()
+    assert result.success
+    [record] = metadata(result)[DAY]["run_preview"]
+    assert (record["action"], record["jobs"]) == ("unknown", 6)
+
+
+def test_a_run_is_durable_when_it_says_so(connection: psycopg.Connection[Any], url: str) -> None:
+    """Promise 22: when a run is over, the log is on disk beyond every commit, also if the last tenant wrote nothing."""
+    for _ in range(2):
+        assert materialize().success
+        flushed = connection.execute("SELECT pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()").fetchone()
+        assert flushed == (True,)

@@ -1,0 +1,246 @@
+"""The migration as an operator runs it: every tenant to the new table and back, by the command line."""
+
+from collections.abc import Iterator
+from datetime import date
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from migrations.shape import LEDGER, NEW, OLD, VERSION, Shape, read_shapes
+from models.stats import StatsBase
+from pipelines.resources import create_engine
+from tests import application
+from tests.conftest import run, url_of
+
+SCHEMAS = ("template_tenant", "user_1", "user_2", "user_10")
+OLD_ROW = {"action_type_id": 1, "date": date(2025, 6, 1), "total_jobs": 3, "success_count": 2, "failure_count": 1}
+
+
+@pytest.fixture
+def old_connection(old_database: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to a database before the migration, with one row of the old counter in each tenant."""
+    with psycopg.connect(old_database, autocommit=True) as connection:
+        for schema in SCHEMAS[1:]:
+            application.insert(connection, schema, OLD, [OLD_ROW | {"avg_duration_ms": 1234}])
+        yield connection
+
+
+def shapes(conninfo: str) -> dict[str, Shape]:
+    engine = create_engine(conninfo)
+    with engine.connect() as connection:
+        found = read_shapes(connection, SCHEMAS)
+    engine.dispose()
+    return found
+
+
+def alembic(conninfo: str, *arguments: str, status: int = 0) -> str:
+    """The command's output; asserts its exit status."""
+    result = run("alembic", *arguments, environment={"DATABASE_URL": url_of(conninfo)}, check=False)
+    assert result.returncode == status, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def differences(conninfo: str, schema: str) -> list[Any]:
+    """What Alembic's autogenerate finds between a tenant and the models, constraints by name included."""
+    metadata = sa.MetaData()
+    for table in StatsBase.metadata.tables.values():
+        table.to_metadata(metadata, schema=schema)
+    engine = create_engine(conninfo)
+
+    def ours(name: str | None, kind: str, parents: Any) -> bool:
+        return kind != "schema" or name == schema
+
+    def owned(item: Any, name: str | None, kind: str, reflected: bool, compared: Any) -> bool:
+        return kind != "table" or name in (NEW, LEDGER)
+
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "include_schemas": True,
+                "include_name": ours,
+                "include_object": owned,
+                "compare_server_default": True,
+            },
+        )
+        found = compare_metadata(context, metadata)
+    engine.dispose()
+    return list(found)
+
+
+def test_every_tenant_becomes_the_canonical_table(old_database: str, old_connection: psycopg.Connection[Any]) -> None:
+    """Old tables, clones and own ones alike become what the models say, names included; the old rows are vinted."""
+    assert "4 of 4 schemas done, 0 failed" in alembic(old_database, "upgrade", "head")
+    for schema in SCHEMAS:
+        assert differences(old_database, schema) == []
+    columns = (
+        "action_type_id, date, total_jobs, success_count, failure_count, avg_duration_ms, marketplace, computed_at"
+    )
+    for schema in SCHEMAS[1:]:
+        rows = old_connection.execute(f"SELECT {columns} FROM {schema}.{NEW}").fetchall()
+        assert rows == [(*OLD_ROW.values(), 1234, "vinted", None)]
+
+
+def test_the_check_constraint_refuses_other_marketplaces(
+    old_database: str, old_connection: psycopg.Connection[Any]
+) -> None:
+    """The three marketplaces are stored side by side under one action and day; a fourth is refused, by name."""
+    alembic(old_database, "upgrade", "head")
+    application.insert(old_connection, "user_2", NEW, [OLD_ROW | {"marketplace": name} for name in ("ebay", "etsy")])
+    with pytest.raises(psycopg.errors.CheckViolation, match="ck_marketplace_job_stats_marketplace"):
+        application.insert(old_connection, "user_2", NEW, [OLD_ROW | {"marketplace": "depop"}])
+    with pytest.raises(psycopg.errors.UniqueViolation, match="uq_marketplace_job_stats_action_marketplace_date"):
+        application.insert(old_connection, "user_2", NEW, [OLD_ROW | {"marketplace": "ebay"}])
+
+
+@pytest.mark.parametrize(
+    "unique",
+    [
+        "ADD CONSTRAINT uq_vinted_job_stats_action_date UNIQUE (action_type_id, date)",
+        "ADD CONSTRAINT a_name_that_somebody_cut_off_because_it_was_too_lon UNIQUE (date, action_type_id)",
+        'ADD CONSTRAINT "Odd ""Name""" UNIQUE (action_type_id, date)',
+        None,
+    ],
+)
+def test_the_old_key_is_found_by_its_columns(
+    old_database: str, old_connection: psycopg.Connection[Any], unique: str | None
+) -> None:
+    """Whatever the unique constraint is called, and if it is only an index, it is replaced by the new one."""
+    old_connection.execute(f"ALTER TABLE user_1.{OLD} DROP CONSTRAINT vinted_job_stats_action_type_id_date_key")
+    if unique:
+        old_connection.execute(f"ALTER TABLE user_1.{OLD} {unique}")
+    else:
+        old_connection.execute(f"CREATE UNIQUE INDEX plain ON user_1.{OLD} (action_type_id, date)")
+    alembic(old_database, "upgrade", "head")
+    assert differences(old_database, "user_1") == []
+
+
+def test_a_foreign_key_to_a_vinted_only_table_is_dropped(
+    old_database: str, old_connection: psycopg.Connection[Any]
+) -> None:
+    """Under it no eBay or Etsy row could ever be stored."""
+    old_connection.execute(f"""
+        CREATE TABLE public.vinted_action_types (id integer PRIMARY KEY);
+        INSERT INTO public.vinted_action_types VALUES (1);
+        ALTER TABLE user_1.{OLD} ADD FOREIGN KEY (action_type_id) REFERENCES public.vinted_action_types""")
+    alembic(old_database, "upgrade", "head")
+    application.insert(old_connection, "user_1", NEW, [OLD_ROW | {"action_type_id": 5, "marketplace": "ebay"}])
+    assert differences(old_database, "user_1") == []
+
+
+def test_tenants_without_the_old_table_and_new_clones_are_brought_along(
+    old_database: str, old_connection: psycopg.Connection[Any]
+) -> None:
+    """No table, and a clone of the migrated template without a version record: the next run makes both canonical."""
+    old_connection.execute(f"DROP TABLE user_2.{OLD}")
+    alembic(old_database, "upgrade", "head")
+    assert differences(old_database, "user_2") == []
+
+    application.clone_tenant(old_connection, "user_11", ("marketplace_jobs", "marketplace_tasks", NEW, LEDGER))
+    old_connection.execute("CREATE SCHEMA user_12")
+    assert "6 of 6 schemas done" in alembic(old_database, "upgrade", "head")
+    assert differences(old_database, "user_11") == []
+    assert differences(old_database, "user_12") == []
+    ids = old_connection.execute(
+        f"INSERT INTO user_11.{NEW} (action_type_id, date) VALUES (1, '2026-01-01') RETURNING id, marketplace"
+    ).fetchone()
+    assert ids
+    assert ids[1] == "vinted"
+
+
+def test_up_down_up_restores_every_row(old_database: str, old_connection: psycopg.Connection[Any]) -> None:
+    """Promise 7: down gives one canonical old shape in all tenants, up again the new one; no row changes."""
+    alembic(old_database, "upgrade", "head")
+    up = shapes(old_database)
+    alembic(old_database, "downgrade", "base")
+    down = shapes(old_database)
+    # The ids of user_2 and user_10 come from the template's sequence, so only the default differs by tenant.
+    assert {tuple(c.name for c in shape.relations[OLD].constraints) for shape in down.values()} == {
+        ("uq_vinted_job_stats_action_date", "vinted_job_stats_pkey")
+    }
+    assert all(set(shape.relations) == {OLD, VERSION} for shape in down.values())
+    columns = "action_type_id, date, total_jobs, success_count, failure_count, avg_duration_ms"
+    for schema in SCHEMAS[1:]:
+        assert old_connection.execute(f"SELECT {columns} FROM {schema}.{OLD}").fetchall() == [(*OLD_ROW.values(), 1234)]
+    alembic(old_database, "upgrade", "head")
+    assert shapes(old_database) == up
+    assert old_connection.execute(f"SELECT count(*) FROM user_10.{NEW}").fetchone() == (1,)
+
+
+def test_a_downgrade_that_would_lose_rows_is_refused(
+    old_database: str, old_connection: psycopg.Connection[Any]
+) -> None:
+    """The tenant with an eBay row stays as it was, whole; the others go back; the exit status says that some failed."""
+    alembic(old_database, "upgrade", "head")
+    application.insert(old_connection, "user_2", NEW, [OLD_ROW | {"marketplace": "ebay"}])
+    before = shapes(old_database)["user_2"]
+    output = alembic(old_database, "downgrade", "base", status=3)
+    assert "user_2: " in output
+    assert "3 of 4 schemas done, 1 failed" in output
+    after = shapes(old_database)
+    assert after["user_2"] == before
+    assert OLD in after["user_10"].relations
+
+
+def test_one_tenant_can_be_migrated_alone(old_database: str, old_connection: psycopg.Connection[Any]) -> None:
+    """`-x tenant=user_2` touches that schema only; a second run finds nothing to do."""
+    for _ in range(2):
+        assert "1 of 1 schemas done" in alembic(old_database, "-x", "tenant=user_2", "upgrade", "head")
+    found = shapes(old_database)
+    assert NEW in found["user_2"].relations
+    assert all(set(found[schema].relations) == {OLD} for schema in SCHEMAS if schema != "user_2")
+
+
+def test_one_bad_tenant_is_named_and_stops_no_other(old_database: str, old_connection: psycopg.Connection[Any]) -> None:
+    """Promise 4: a tenant that must not be touched is reported with the remedy and left as it was."""
+    old_connection.execute(f"CREATE TABLE user_2.{NEW} (id integer)")
+    before = shapes(old_database)["user_2"]
+    output = alembic(old_database, "upgrade", "head", status=3)
+    assert f"user_2: {OLD} and {NEW} both exist" in output
+    after = shapes(old_database)
+    assert after["user_2"] == before
+    assert differences(old_database, "user_10") == []
+
+
+def test_the_applications_own_version_table_is_left_alone(
+    old_database: str, old_connection: psycopg.Connection[Any]
+) -> None:
+    """The application uses Alembic too: its record, in `public` or in a tenant, is neither read nor written."""
+    for schema in ("public", "user_2"):
+        old_connection.execute(f"CREATE TABLE {schema}.alembic_version (version_num varchar(32) PRIMARY KEY)")
+        old_connection.execute(f"INSERT INTO {schema}.alembic_version VALUES ('theirs')")
+    alembic(old_database, "upgrade", "head")
+    for schema in ("public", "user_2"):
+        assert old_connection.execute(f"SELECT * FROM {schema}.alembic_version").fetchall() == [("theirs",)]
+    assert old_connection.execute(f"SELECT * FROM user_2.{VERSION}").fetchall() == [("0001",)]
+
+
+def test_schemas_that_only_look_like_tenants_are_not_touched(
+    old_database: str, old_connection: psycopg.Connection[Any]
+) -> None:
+    """Only `user_<digits>` is a tenant, of any number of digits; hostile names do no harm."""
+    strangers = (
+        "user_settings",
+        "user_1_old",
+        "User_1",
+        "user_",
+        'user_1"; drop schema user_2; --',
+        "user_٣",
+        "xuser_1",
+    )
+    tenants = ("user_01", "user_99999999999999999999")
+    for name in (*strangers, *tenants):
+        old_connection.execute(psycopg.sql.SQL("CREATE SCHEMA {}").format(psycopg.sql.Identifier(name)))
+    assert "6 of 6 schemas done" in alembic(old_database, "upgrade", "head")
+    found = old_connection.execute(
+        "SELECT nspname, array_agg(relname::text) FROM pg_namespace n LEFT JOIN pg_class c ON relnamespace = n.oid "
+        "WHERE nspname = ANY (%s) AND relkind = 'r' GROUP BY 1",
+        [[*strangers, *tenants]],
+    ).fetchall()
+    assert {name: sorted(tables) for name, tables in found} == {
+        name: sorted((NEW, LEDGER, VERSION)) for name in tenants
+    }

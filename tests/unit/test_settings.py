@@ -1,0 +1,89 @@
+"""The configuration: its defaults, and the one sentence that refuses a wrong value."""
+
+from datetime import date
+
+import pytest
+
+from pipelines.resources import conninfo
+from pipelines.settings import Settings, UsageError
+
+
+def test_the_defaults_are_the_contract() -> None:
+    """An empty environment is a valid configuration, with the defaults that others rely on."""
+    settings = Settings.from_env({})
+    assert (settings.start_date, settings.time_zone, settings.lookback_days) == (date(2025, 1, 1), "UTC", 3)
+    assert (settings.workers, settings.key_prefix) == (4, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("STATS_START_DATE", "2026-02-30"),
+        ("STATS_START_DATE", "20260101"),
+        ("STATS_TIMEZONE", "Mars"),
+        ("STATS_TIMEZONE", "../../etc/passwd"),
+        ("STATS_TIMEZONE", "Europe"),
+        ("STATS_LOOKBACK_DAYS", "0"),
+        ("STATS_WORKERS", "many"),
+        ("STATS_WORKERS", "-1"),
+        ("STATS_WORKERS", "65"),
+        ("STATS_LOCK_TIMEOUT_MS", "1.5"),
+        ("STATS_STATEMENT_TIMEOUT_MS", "٣"),
+        ("STATS_KEY_PREFIX", "a/b"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_sentence(name: str, value: str) -> None:
+    """The sentence names the variable and the value, and fits on a line or two."""
+    with pytest.raises(UsageError) as refusal:
+        Settings.from_env({name: value})
+    assert refusal.value.message.startswith(f"{name}={value!r} is not")
+    assert "\n" not in refusal.value.message
+    assert len(refusal.value.message) < 150
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://root:s3cret@host/shop",
+        "postgresql+psycopg2://root:s3cret@host/shop",
+        "host=localhost password=s3cret",
+        "postgresql://root:s3cret/more@host/shop",  # A slash that should have been encoded.
+        "postgresql://root:s3@cret@host/shop",
+        "postgresql://root:s3cret@host/shop?no_such_option=1",
+    ],
+)
+def test_a_wrong_url_is_refused_without_repeating_it(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """A URL that libpq does not understand, or takes apart in the wrong places, shows no part of the password."""
+    monkeypatch.setenv("DATABASE_URL", url)
+    with pytest.raises(UsageError) as refusal:
+        conninfo()
+    assert refusal.value.message.startswith("DATABASE_URL is not a URL of PostgreSQL")
+    assert "cret" not in refusal.value.message
+    assert refusal.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql://u:p@h:5433/shop", {"host": "h", "port": "5433", "user": "u", "password": "p"}),
+        ("postgresql+psycopg://u@h/shop?sslmode=require", {"host": "h", "sslmode": "require"}),
+        ("postgresql://u@/shop?host=/run/postgresql", {"host": "/run/postgresql"}),
+        ("postgresql://u:p%40%2F@h/shop", {"password": "p@/"}),
+        ("postgresql://u@h1,h2:5433/shop?connect_timeout=3", {"host": "h1,h2", "connect_timeout": "3"}),
+    ],
+)
+def test_urls_mean_what_libpq_says(monkeypatch: pytest.MonkeyPatch, url: str, expected: dict[str, str]) -> None:
+    """Both schemes, libpq's options, sockets, several hosts and percent-encoding arrive as they were meant."""
+    from psycopg.conninfo import conninfo_to_dict
+
+    monkeypatch.setenv("DATABASE_URL", url)
+    assert conninfo_to_dict(conninfo()).items() >= {**expected, "dbname": "shop"}.items()
+
+
+def test_the_migration_has_a_role_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MIGRATION_DATABASE_URL is used by the migration alone, and defaults to DATABASE_URL."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://runner@h/shop")
+    assert "runner" in conninfo("MIGRATION_DATABASE_URL")
+    monkeypatch.setenv("MIGRATION_DATABASE_URL", "postgresql://owner@h/shop")
+    assert "owner" in conninfo("MIGRATION_DATABASE_URL")
+    assert "runner" in conninfo()
