@@ -8,9 +8,10 @@ import dagster as dg
 import sqlalchemy as sa
 from pydantic import Field
 
-from assets.marketplace_job_stats.report import COLUMN_SCHEMA, RunReport, action_codes
+from assets.marketplace_job_stats.report import RunReport, action_codes
 from assets.marketplace_job_stats.upsert import TenantResult, write_tenant
-from assets.sources import source_keys
+from assets.sources import column_schema, source_keys
+from models.stats import MarketplaceJobStats
 from pipelines.failure import RunFailure
 from pipelines.partitions import Window
 from pipelines.resources import TenantDatabase, server_and_database
@@ -61,7 +62,10 @@ def build_marketplace_job_stats(
         group_name="marketplace_stats",
         kinds={"postgres", "sqlalchemy"},
         owners=["team:data"],
-        metadata={"dagster/column_schema": COLUMN_SCHEMA, "dagster/table_name": "marketplace_job_stats"},
+        metadata={
+            "dagster/column_schema": column_schema(MarketplaceJobStats.__table__),
+            "dagster/table_name": "marketplace_job_stats",
+        },
         # A run of some tenants only observes, and one with failed tenants has said all when it fails.
         output_required=False,
     )

@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from assets.marketplace_job_stats.aggregate import COUNTS
 from assets.marketplace_job_stats.upsert import TenantResult
 from models.sources import MarketplaceActionType
-from models.stats import MarketplaceJobStats
 from pipelines.partitions import Window
 from pipelines.tenants import Tenant
 
@@ -33,22 +32,9 @@ _DAY_SUMS = {
     "rows_inserted": ("inserted",),
     "rows_updated": ("updated",),
     "rows_deleted": ("deleted",),
-    "uncounted_unknown_marketplace": ("unknown_marketplace_count",),
-    "uncounted_bad_duration": ("bad_duration_count",),
+    "unknown_marketplace_jobs": ("unknown_marketplace_count",),
+    "bad_duration_jobs": ("bad_duration_count",),
 }
-
-# SQLAlchemy's name of a column type is what the database calls it.
-COLUMN_SCHEMA = dg.TableSchema(
-    columns=[
-        dg.TableColumn(
-            column.name,
-            type=str(column.type).lower(),
-            description=column.doc,
-            constraints=dg.TableColumnConstraints(nullable=bool(column.nullable)),
-        )
-        for column in MarketplaceJobStats.__table__.columns
-    ]
-)
 
 _REMEDIES = {
     "42501": "grant the role what it lacks: see `Roles` in the README",
