@@ -1,144 +1,426 @@
-"""From the shape that a tenant has to the statements that make it canonical, and back. Pure: no connection.
+"""From the shape that a tenant has to the statements that make it canonical, and back. Nothing is read here.
 
-`upgrade` and `downgrade` name the state and return the statements, in order, to be run in one transaction.
+`upgrade` and `downgrade` name the state that a tenant is in and give the statements, in order, to be run in one
+transaction. The statements are right for any rows; rows that cannot be brought over with certainty make one of them
+fail, by a constraint, and the tenant stays as it was. No row is lost: what must give way goes to the archive table.
 """
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from migrations.shape import LEDGER, NEW, OLD, Relation, Shape
+import sqlalchemy as sa
+
+from migrations.shape import ARCHIVE, LEDGER, NEW, OLD, Column, Constraint, Relation, Shape
 from pipelines.tenants import quoted
 
 UNIQUE = "uq_marketplace_job_stats_action_marketplace_date"
 CHECK = "ck_marketplace_job_stats_marketplace"
 INDEX = "ix_marketplace_job_stats_marketplace_created_at"
+OLD_UNIQUE = "uq_vinted_job_stats_action_date"
+LOSSLESS = "ck_vinted_job_stats_lossless_downgrade"
 OLD_KEY = ("action_type_id", "date")
 NEW_KEY = ("action_type_id", "marketplace", "date")
+MARKETPLACES = ("vinted", "ebay", "etsy")
 
-CHECK_SQL = "CHECK (marketplace IN ('vinted', 'ebay', 'etsy'))"
+CHECK_SQL = "CHECK (marketplace IN ({}))".format(", ".join(f"'{name}'" for name in MARKETPLACES))
 
-# The columns that the old table has, and those that the batch adds; in the order of the table.
+INTEGER, BIGINT, TIMESTAMP = "integer", "bigint", "timestamp with time zone"
+MARKETPLACE = "character varying(20)"
+# Our columns in the order of a new table: type, whether null is refused, and the default.
 OLD_COLUMNS = {
-    "action_type_id": "integer NOT NULL",
-    "date": "date NOT NULL",
-    "total_jobs": "integer NOT NULL DEFAULT 0",
-    "success_count": "integer NOT NULL DEFAULT 0",
-    "failure_count": "integer NOT NULL DEFAULT 0",
-    "avg_duration_ms": "integer",
-    "created_at": "timestamp with time zone NOT NULL DEFAULT now()",
+    "action_type_id": Column(INTEGER, True, None),
+    "date": Column("date", True, None),
+    "total_jobs": Column(INTEGER, True, "0"),
+    "success_count": Column(INTEGER, True, "0"),
+    "failure_count": Column(INTEGER, True, "0"),
+    "avg_duration_ms": Column(INTEGER, False, None),
+    "created_at": Column(TIMESTAMP, True, "now()"),
 }
 ADDED_COLUMNS = {
-    # A constant default rewrites nothing; it is what makes the rows from before the rename 'vinted'.
-    "marketplace": "character varying(20) NOT NULL DEFAULT 'vinted'",
-    "cancelled_count": "integer",
-    "expired_count": "integer",
-    "retry_count": "bigint",
-    "duration_count": "integer",
-    "duration_sum_ms": "bigint",
-    "total_tasks": "integer",
-    "task_success_count": "integer",
-    "task_failure_count": "integer",
-    "task_retry_count": "bigint",
-    "computed_at": "timestamp with time zone",
+    "marketplace": Column(MARKETPLACE, True, "'vinted'::character varying"),
+    "cancelled_count": Column(INTEGER, False, None),
+    "expired_count": Column(INTEGER, False, None),
+    "retry_count": Column(BIGINT, False, None),
+    "duration_count": Column(INTEGER, False, None),
+    "duration_sum_ms": Column(BIGINT, False, None),
+    "total_tasks": Column(INTEGER, False, None),
+    "task_success_count": Column(INTEGER, False, None),
+    "task_failure_count": Column(INTEGER, False, None),
+    "task_retry_count": Column(BIGINT, False, None),
+    "computed_at": Column(TIMESTAMP, False, None),
 }
-LEDGER_SQL = """(
-    date date NOT NULL,
-    outcome character varying(20) NOT NULL,
-    time_zone text NOT NULL,
-    job_count integer NOT NULL,
-    task_count integer NOT NULL,
-    stored_job_count integer NOT NULL,
-    stored_task_count integer NOT NULL,
-    unknown_marketplace_count integer NOT NULL,
-    bad_duration_count integer NOT NULL,
-    run_id text NOT NULL,
-    changed_at timestamp with time zone NOT NULL,
-    CONSTRAINT marketplace_job_stats_days_pkey PRIMARY KEY (date),
-    CONSTRAINT ck_marketplace_job_stats_days_outcome CHECK (outcome IN ('computed', 'held_back'))
-)"""
+COLUMNS = OLD_COLUMNS | ADDED_COLUMNS
+LEDGER_COLUMNS = {
+    "date": Column("date", True, None),
+    "outcome": Column("character varying(20)", True, None),
+    "time_zone": Column("text", True, None),
+    "job_count": Column(INTEGER, True, None),
+    "task_count": Column(INTEGER, True, None),
+    "stored_job_count": Column(INTEGER, True, None),
+    "stored_task_count": Column(INTEGER, True, None),
+    "unknown_marketplace_count": Column(INTEGER, True, None),
+    "bad_duration_count": Column(INTEGER, True, None),
+    "run_id": Column("text", True, None),
+    "changed_at": Column(TIMESTAMP, True, None),
+}
+
+# What stands in for a null of the old table where there must be none.
+_FILLED = {
+    "total_jobs": "0",
+    "success_count": "0",
+    "failure_count": "0",
+    "created_at": "date",
+    "marketplace": "'vinted'",
+}
+_NUMBERS = ("smallint", INTEGER, BIGINT, "real", "double precision")
+
+# What the old readers and writers see under the old name. PostgreSQL lets them write through it.
+_VIEW_COLUMNS = ("id", *OLD_COLUMNS)
+VIEW_SQL = f"SELECT {', '.join(_VIEW_COLUMNS)} FROM {{table}} WHERE marketplace = 'vinted'"
+_VIEW_READ_BACK = f"SELECT {', '.join(_VIEW_COLUMNS)} FROM {NEW} WHERE ((marketplace)::text = 'vinted'::text)"
 
 
 class Refusal(Exception):
     """The tenant is in a state that must not be changed without a person; says why, and what to do."""
 
 
-def upgrade(shape: Shape) -> Iterator[str]:
-    """The statements that bring a tenant to the canonical new shape. Raises Refusal."""
-    old, new = shape.relations.get(OLD), shape.relations.get(NEW)
-    schema = quoted(shape.schema)
-    for relation in (old, new):
-        if relation and relation.kind != "r":
-            raise Refusal(f"{relation.name} is not a plain table: drop or rename it, then run this tenant again")
+@dataclass(frozen=True)
+class Plan:
+    """The state that a tenant was met in, and what is to be done; nothing if it is canonical."""
+
+    schema: str
+    state: str
+    statements: tuple[str, ...]
+
+    def execute(self, connection: sa.Connection) -> None:
+        """Runs the statements in one round trip, in the transaction that the connection is in."""
+        if self.statements:
+            # Without parameters several statements may go in one message.
+            connection.exec_driver_sql(";\n".join(self.statements), execution_options={"no_parameters": True})
+
+
+def has_legacy_view(shape: Shape) -> bool:
+    """Whether a migrated tenant is meant to have the view under the old name: it goes together with the default."""
+    new = shape.table(NEW)
+    marketplace = new.columns.get("marketplace") if new else None
+    return shape.view(OLD) is not None or bool(marketplace and marketplace.default)
+
+
+def upgrade(shape: Shape, legacy_view: bool) -> Plan:
+    """The way to the canonical new shape, with or without the view under the old name. Raises Refusal."""
+    state = _state(shape)
+    statements = tuple(_upgrade(shape, legacy_view))
+    if state == "renamed" and not statements:
+        state = "canonical"
+    return Plan(shape.schema, state, statements)
+
+
+def _state(shape: Shape) -> str:
+    """Which of the states a tenant is in, as the operator's page names them. Raises Refusal."""
+    for name in (OLD, NEW, LEDGER, ARCHIVE):
+        relation = shape.relations.get(name)
+        if relation and relation.kind not in "rv":
+            kind = {"p": "a partitioned table", "m": "a materialized view", "f": "a foreign table"}.get(
+                relation.kind, "not a table"
+            )
+            raise Refusal(f"{name} is {kind}: replace it by a plain table with the same rows")
+    old, new = shape.table(OLD), shape.table(NEW)
+    for table in (old, new):
+        if table and (missing := {"action_type_id", "date", "total_jobs"} - set(table.columns)):
+            raise Refusal(
+                f"{table.name} has no column {', '.join(sorted(missing))}: rename it, if it is something else"
+            )
+    if shape.view(NEW) and not old:
+        raise Refusal(f"{NEW} is a view, and there is no table {OLD} behind it: drop it, or rename its table to {NEW}")
+    if shape.view(OLD) and not new:
+        raise Refusal(f"{OLD} is a view, and there is no table {NEW} behind it: drop it, or rename its table to {OLD}")
     if old and new:
-        raise Refusal(f"{OLD} and {NEW} both exist: merge one into the other and drop it, then run this tenant again")
+        return "both"
+    if new:
+        return "renamed"
     if old:
+        return "old" if old.of_kind("p") else "unkeyed"
+    return "missing"
+
+
+def _upgrade(shape: Shape, legacy_view: bool) -> Iterator[str]:
+    schema = quoted(shape.schema)
+    old, new, view = shape.table(OLD), shape.table(NEW), shape.view(OLD)
+    if shape.view(NEW):
+        yield f"DROP VIEW {schema}.{NEW}"
+
+    table = new or old
+    changes = [] if table is None else list(_converge(schema, table, legacy_view, merged=old if new else None))
+    keep_view = view is not None and legacy_view and view.view == _VIEW_READ_BACK and not changes
+    if view and not keep_view:
+        # Types cannot be changed under a view.
+        yield f"DROP VIEW {schema}.{OLD}"
+    if old and not new:
         yield f"ALTER TABLE {schema}.{OLD} RENAME TO {NEW}"
-    if table := old or new:
-        yield from _converge(schema, table)
-    else:
-        columns = {"id": "serial", **OLD_COLUMNS, **ADDED_COLUMNS}
-        body = ", ".join(f"{name} {definition}" for name, definition in columns.items())
-        yield (
-            f"CREATE TABLE {schema}.{NEW} ({body}, CONSTRAINT {NEW}_pkey PRIMARY KEY (id), "
-            f"CONSTRAINT {CHECK} {CHECK_SQL}, CONSTRAINT {UNIQUE} UNIQUE ({', '.join(NEW_KEY)}))"
-        )
-    if not table or ("marketplace", "created_at") not in table.indexes.values():
+    if table is None:
+        yield f"CREATE TABLE {schema}.{NEW} (id serial, {_definitions(COLUMNS)}, {_constraints()})"
+        if not legacy_view:
+            yield f"ALTER TABLE {schema}.{NEW} ALTER marketplace DROP DEFAULT"
+    yield from changes
+    if table is None or ("marketplace", "created_at") not in table.indexes.values():
         yield f"CREATE INDEX {INDEX} ON {schema}.{NEW} (marketplace, created_at)"
-    if LEDGER not in shape.relations:
-        yield f"CREATE TABLE {schema}.{LEDGER} {LEDGER_SQL}"
+    yield from _ledger(schema, shape.table(LEDGER))
+    if old and shape.table(ARCHIVE):
+        yield _take_back(schema)
+    if legacy_view and not keep_view:
+        yield from _create_view(schema, table or view)
 
 
-def _converge(schema: str, table: Relation) -> Iterator[str]:
-    """Columns, constraints and names of a table that is there already."""
-    changes = [
-        f"ADD COLUMN {name} {definition}" for name, definition in ADDED_COLUMNS.items() if name not in table.columns
-    ]
+def _converge(schema: str, table: Relation, legacy_view: bool, merged: Relation | None) -> Iterator[str]:
+    """Columns, rows, keys and names of a table that is there already, and has its new name by now."""
+    name = f"{schema}.{NEW}"
+    wanted = COLUMNS | ({} if legacy_view else {"marketplace": Column(MARKETPLACE, True, None)})
     foreign = [key for key in table.of_kind("f") if key.columns == ("action_type_id",)]
-    old_keys = [key for key in table.unique_on(*OLD_KEY) if key.kind == "u"]
-    changes += [f"DROP CONSTRAINT {quoted(key.name)}" for key in (*foreign, *old_keys)]
-    checks = [check for check in table.of_kind("c") if check.columns == ("marketplace",)]
-    changes += [f"DROP CONSTRAINT {quoted(check.name)}" for check in checks if check.name != CHECK]
-    if not any(check.name == CHECK for check in checks):
-        changes.append(f"ADD CONSTRAINT {CHECK} {CHECK_SQL}")
-    keys = table.unique_on(*NEW_KEY)
-    if not keys:
-        changes.append(f"ADD CONSTRAINT {UNIQUE} UNIQUE ({', '.join(NEW_KEY)})")
+    checks = [check for check in table.of_kind("c") if "marketplace" in check.columns]
+    good_check = next((check for check in checks if _is_our_check(check.definition)), None)
+    keys = [key for key in table.unique_on(*NEW_KEY) if "DEFERRABLE" not in key.definition]
+    marketplace = table.columns.get("marketplace")
+    is_certain = (
+        good_check is not None and marketplace and (marketplace.type, marketplace.not_null) == (MARKETPLACE, True)
+    )
+    # Without a unique key two rows may have met, and a corrected marketplace may let two rows meet.
+    has_old_key = any(sorted(key.columns) == sorted(OLD_KEY) for key in table.constraints if key.kind in "pui")
+    has_key = has_old_key or bool(keys and is_certain)
+    must_dedupe = merged is not None or not has_key
+
+    changes = [f"DROP CONSTRAINT {quoted(key.name)}" for key in foreign]
+    changes += [f"DROP CONSTRAINT {quoted(check.name)}" for check in checks if check is not good_check]
+    stale_keys = [*table.unique_on(*OLD_KEY), *table.unique_on(*NEW_KEY)]
+    good_key = next((key for key in keys if key.columns == NEW_KEY), None) if not must_dedupe else None
+    stale_keys = [key for key in stale_keys if key is not good_key]
+    changes += [f"DROP CONSTRAINT {quoted(key.name)}" for key in stale_keys if key.kind == "u"]
+    changes += [f"DROP CONSTRAINT {quoted(key.name)}" for key in table.of_kind("p") if key.columns != ("id",)]
+    changes += _added_columns(table, wanted)
     if changes:
-        yield f"ALTER TABLE {schema}.{NEW} {', '.join(changes)}"
-    for index in table.unique_on(*OLD_KEY):
+        yield f"ALTER TABLE {name} {', '.join(changes)}"
+    for index in stale_keys:
         if index.kind == "i":
             yield f"DROP INDEX {schema}.{quoted(index.name)}"
-    primary = [(key, f"{NEW}_pkey") for key in table.of_kind("p")]
-    for constraint, name in (*((key, UNIQUE) for key in keys[:1]), *primary):
-        if constraint.name != name:
-            yield _rename(schema, constraint.kind, constraint.name, name)
-    for found, columns in table.indexes.items():
-        if columns == ("marketplace", "created_at") and found != INDEX:
-            yield _rename(schema, "i", found, INDEX)
+
+    yield from _normalise(name, table, wanted, bool(is_certain))
+    yield from _ids(schema, table)
+    if merged:
+        yield from _merge(schema, merged, table)
+    if must_dedupe:
+        yield _archive_sql(schema)
+        yield _archive_losers(schema)
+
+    changes = [] if good_check else [f"ADD CONSTRAINT {CHECK} {CHECK_SQL}"]
+    if good_key is None:
+        changes.append(f"ADD CONSTRAINT {UNIQUE} UNIQUE ({', '.join(NEW_KEY)})")
+    elif good_key.kind == "i":
+        changes.append(f"ADD CONSTRAINT {UNIQUE} UNIQUE USING INDEX {quoted(good_key.name)}")
+    if not any(key.columns == ("id",) for key in table.of_kind("p")):
+        changes.append(f"ADD CONSTRAINT {NEW}_pkey PRIMARY KEY (id)")
+    if changes:
+        yield f"ALTER TABLE {name} {', '.join(changes)}"
+    yield from _names(schema, table, good_key, good_check)
 
 
-def downgrade(shape: Shape) -> Iterator[str]:
-    """The statements that bring a tenant back to the canonical old shape, with its vinted rows. Raises Refusal."""
-    table = shape.relations.get(NEW)
-    if table is None or OLD in shape.relations:
-        raise Refusal(f"there is no {NEW} to take back, or {OLD} is there already")
+def _is_our_check(definition: str) -> bool:
+    """Whether a check constraint on the marketplace allows exactly the known ones, in whatever spelling."""
+    return sorted(re.findall(r"'([^']*)'", definition)) == sorted(MARKETPLACES) and "NOT VALID" not in definition
+
+
+def _added_columns(table: Relation, wanted: dict[str, Column]) -> Iterator[str]:
+    # A constant default rewrites nothing; it is what makes the rows from before the rename 'vinted'.
+    for name, column in wanted.items():
+        if name not in table.columns:
+            yield f"ADD COLUMN {name} {_definition(COLUMNS[name])}"
+            if COLUMNS[name] != column:
+                yield f"ALTER {name} DROP DEFAULT"
+
+
+def _normalise(name: str, table: Relation, wanted: dict[str, Column], is_certain: bool) -> Iterator[str]:
+    """Types, nulls and defaults of the columns that are there."""
+    changes = []
+    for column, want in wanted.items():
+        have = table.columns.get(column)
+        if have is None or have == want:
+            continue
+        if have.type != want.type:
+            changes.append(f"ALTER {column} TYPE {want.type}{_using(table.name, column, have.type, want.type)}")
+        if want.not_null and not have.not_null:
+            if column in _FILLED:
+                yield f"UPDATE {name} SET {column} = {_FILLED[column]} WHERE {column} IS NULL"
+            changes.append(f"ALTER {column} SET NOT NULL")
+        if have.not_null and not want.not_null:
+            changes.append(f"ALTER {column} DROP NOT NULL")
+        if want.default is None and have.default is not None:
+            changes.append(f"ALTER {column} DROP DEFAULT")
+        elif have.default != want.default:
+            changes.append(f"ALTER {column} SET DEFAULT {want.default}")
+    if "marketplace" in table.columns and not is_certain:
+        # Only the spelling; what is no marketplace then is refused by the check constraint.
+        spelling = "lower(btrim(marketplace))"
+        yield f"UPDATE {name} SET marketplace = {spelling} WHERE marketplace <> {spelling}"
+    if changes:
+        yield f"ALTER TABLE {name} {', '.join(changes)}"
+
+
+def _using(table: str, column: str, have: str, want: str) -> str:
+    """How a column of another type is converted; a value that does not fit makes the statement fail. Raises Refusal."""
+    if want in (INTEGER, BIGINT) and (have in _NUMBERS or have.startswith("numeric")):
+        return f" USING round({column}::numeric)::{want}"
+    if want == TIMESTAMP and have == "timestamp without time zone":
+        return f" USING {column} AT TIME ZONE 'UTC'"
+    if want == MARKETPLACE and (have == "text" or have.startswith("character")):
+        return ""  # Without USING a value that is too long is refused, with it, it would be cut off.
+    raise Refusal(f"column {column} of {table} is of type {have}: change it to {want}")
+
+
+def _ids(schema: str, table: Relation) -> Iterator[str]:
+    """A default for the ids, and ids for rows that have none; the sequence that is there stays."""
+    name, sequence = f"{schema}.{NEW}", f"{schema}.{NEW}_id_seq"
+    column = table.columns.get("id")
+    if column is None:
+        yield f"ALTER TABLE {name} ADD COLUMN id serial"
+        return
+    if column.default is None:
+        yield f"CREATE SEQUENCE {sequence} OWNED BY {name}.id"
+        yield f"SELECT setval('{sequence}', coalesce(max(id), 0) + 1, false) FROM {name}"
+        yield f"ALTER TABLE {name} ALTER id SET DEFAULT nextval('{sequence}')"
+    if not any(key.columns == ("id",) for key in table.of_kind("p")):
+        # Without a key, ids may be null or twice there; nothing refers to them.
+        yield f"UPDATE {name} SET id = DEFAULT"
+
+
+def _merge(schema: str, old: Relation, new: Relation) -> Iterator[str]:
+    """The rows of the old table go into the new one, under new ids; then the old one goes."""
+    for sequence in old.owned_sequences:
+        # Clones take their ids from it, and it would go with the table.
+        yield f"ALTER SEQUENCE {sequence} OWNED BY {schema}.{NEW}.id"
+    columns = [name for name in COLUMNS if name in old.columns]
+    values = [f"coalesce({name}, {_FILLED[name]})" if name in _FILLED else name for name in columns]
+    yield f"INSERT INTO {schema}.{NEW} ({', '.join(columns)}) SELECT {', '.join(values)} FROM {schema}.{OLD}"
+    yield f"DROP TABLE {schema}.{OLD}"
+
+
+def _archive_sql(schema: str) -> str:
+    columns = ", ".join(f"{name} {column.type}" for name, column in COLUMNS.items())
+    return (
+        f"CREATE TABLE IF NOT EXISTS {schema}.{ARCHIVE} ({columns}, reason text NOT NULL, "
+        "archived_at timestamp with time zone NOT NULL DEFAULT now())"
+    )
+
+
+def _archive_losers(schema: str) -> str:
+    """Of the rows with one key, the one with the most jobs stays; the others go to the archive."""
+    columns = ", ".join(COLUMNS)
+    return f"""
+        WITH ranked AS (
+            SELECT ctid AS place, row_number() OVER (PARTITION BY {", ".join(NEW_KEY)}
+                       ORDER BY total_jobs DESC, computed_at DESC NULLS LAST, created_at DESC, id DESC) AS rank
+              FROM {schema}.{NEW}
+        ), losers AS (
+            DELETE FROM {schema}.{NEW} AS stats USING ranked WHERE stats.ctid = ranked.place AND rank > 1
+            RETURNING stats.*
+        )
+        INSERT INTO {schema}.{ARCHIVE} ({columns}, reason) SELECT {columns}, 'duplicate' FROM losers"""
+
+
+def _names(schema: str, table: Relation, key: Constraint | None, check: Constraint | None) -> Iterator[str]:
+    """The canonical names for what is right but is called something else."""
+    primary = next((key for key in table.of_kind("p") if key.columns == ("id",)), None)
+    for constraint, name in ((primary, f"{NEW}_pkey"), (check, CHECK), (key, UNIQUE)):
+        if constraint and constraint.kind != "i" and constraint.name != name:
+            yield f"ALTER TABLE {schema}.{NEW} RENAME CONSTRAINT {quoted(constraint.name)} TO {name}"
+    found = [name for name, columns in table.indexes.items() if columns == ("marketplace", "created_at")]
+    if found and INDEX not in found:
+        yield f"ALTER INDEX {schema}.{quoted(found[0])} RENAME TO {INDEX}"
+
+
+def _ledger(schema: str, table: Relation | None) -> Iterator[str]:
+    """The ledger holds nothing that the next run cannot compute again, so a wrong one is replaced."""
+    primary = next(iter(table.of_kind("p")), None) if table else None
+    right = (
+        table and table.columns == LEDGER_COLUMNS and primary and primary.columns == ("date",) and table.of_kind("c")
+    )
+    if table and right and primary:
+        if primary.name != f"{LEDGER}_pkey":
+            yield f"ALTER TABLE {schema}.{LEDGER} RENAME CONSTRAINT {quoted(primary.name)} TO {LEDGER}_pkey"
+        return
+    if table:
+        yield f"DROP TABLE {schema}.{LEDGER}"
+    yield (
+        f"CREATE TABLE {schema}.{LEDGER} ({_definitions(LEDGER_COLUMNS)}, "
+        f"CONSTRAINT {LEDGER}_pkey PRIMARY KEY (date), "
+        f"CONSTRAINT ck_{LEDGER}_outcome CHECK (outcome IN ('computed', 'held_back')))"
+    )
+
+
+def _create_view(schema: str, source: Relation | None) -> Iterator[str]:
+    """The view under the old name, for those who read and wrote the old table: with its owner and its grants."""
+    yield f"CREATE VIEW {schema}.{OLD} AS {VIEW_SQL.format(table=f'{schema}.{NEW}')}"
+    if source:
+        yield f"ALTER VIEW {schema}.{OLD} OWNER TO {source.owner}"
+        for role, privilege in source.grants:
+            if privilege in ("SELECT", "INSERT", "UPDATE", "DELETE"):
+                yield f"GRANT {privilege} ON {schema}.{OLD} TO {role}"
+
+
+def _take_back(schema: str) -> str:
+    """The rows that a downgrade put away come back, unless their key is taken by now."""
+    columns = ", ".join(COLUMNS)
+    same_key = " AND ".join(f"stats.{name} = archive.{name}" for name in NEW_KEY)
+    return f"""
+        WITH back AS (
+            DELETE FROM {schema}.{ARCHIVE} AS archive
+             WHERE reason = 'downgrade' AND NOT EXISTS (SELECT FROM {schema}.{NEW} AS stats WHERE {same_key})
+            RETURNING archive.*
+        )
+        INSERT INTO {schema}.{NEW} ({columns}) SELECT {columns} FROM back"""
+
+
+def downgrade(shape: Shape, archive: bool) -> Plan:
+    """The way back to the canonical old shape, with every vinted row. Raises Refusal.
+
+    Rows of eBay and Etsy have no place there: with `archive` they go to the archive, from which the next upgrade takes
+    them back; without, their presence makes a constraint fail.
+    """
+    if shape.table(NEW) is None or shape.table(OLD):
+        raise Refusal(f"there is no table {NEW} to take back, or {OLD} is a table already")
+    return Plan(shape.schema, "renamed", tuple(_downgrade(shape, archive)))
+
+
+def _downgrade(shape: Shape, archive: bool) -> Iterator[str]:
     schema = quoted(shape.schema)
-    # The rows of other marketplaces have no place in the old table: the statement fails rather than lose them.
-    yield (
-        f"ALTER TABLE {schema}.{NEW} DROP CONSTRAINT {CHECK}, "
-        f"ADD CONSTRAINT only_vinted_rows CHECK (marketplace = 'vinted')"
-    )
-    yield f"DROP INDEX {schema}.{INDEX}"
+    if shape.view(OLD):
+        yield f"DROP VIEW {schema}.{OLD}"
+    if archive:
+        columns = ", ".join(COLUMNS)
+        yield _archive_sql(schema)
+        yield f"""
+            WITH moved AS (DELETE FROM {schema}.{NEW} WHERE marketplace <> 'vinted' RETURNING *)
+            INSERT INTO {schema}.{ARCHIVE} ({columns}, reason) SELECT {columns}, 'downgrade' FROM moved"""
+    yield f"ALTER TABLE {schema}.{NEW} ADD CONSTRAINT {LOSSLESS} CHECK (marketplace = 'vinted')"
+    # With the column go the constraints and the index that it is part of.
     drops = ", ".join(f"DROP COLUMN {name}" for name in ADDED_COLUMNS)
-    yield (
-        f"ALTER TABLE {schema}.{NEW} DROP CONSTRAINT {UNIQUE}, {drops}, "
-        f"ADD CONSTRAINT uq_{OLD}_action_date UNIQUE ({', '.join(OLD_KEY)})"
-    )
+    yield f"ALTER TABLE {schema}.{NEW} {drops}, ADD CONSTRAINT {OLD_UNIQUE} UNIQUE ({', '.join(OLD_KEY)})"
+    yield f"ALTER TABLE {schema}.{NEW} RENAME CONSTRAINT {NEW}_pkey TO {OLD}_pkey"
     yield f"ALTER TABLE {schema}.{NEW} RENAME TO {OLD}"
-    yield _rename(schema, "p", f"{NEW}_pkey", f"{OLD}_pkey", OLD)
-    yield f"DROP TABLE {schema}.{LEDGER}"
+    if shape.table(LEDGER):
+        yield f"DROP TABLE {schema}.{LEDGER}"
 
 
-def _rename(schema: str, kind: str, old: str, new: str, table: str = NEW) -> str:
-    if kind == "i":
-        return f"ALTER INDEX {schema}.{quoted(old)} RENAME TO {new}"
-    return f"ALTER TABLE {schema}.{table} RENAME CONSTRAINT {quoted(old)} TO {new}"
+def _definitions(columns: dict[str, Column]) -> str:
+    return ", ".join(f"{name} {_definition(column)}" for name, column in columns.items())
+
+
+def _definition(column: Column) -> str:
+    null = " NOT NULL" if column.not_null else ""
+    return f"{column.type}{null}" + (f" DEFAULT {column.default}" if column.default else "")
+
+
+def _constraints() -> str:
+    """Of a new table."""
+    return (
+        f"CONSTRAINT {NEW}_pkey PRIMARY KEY (id), CONSTRAINT {CHECK} {CHECK_SQL}, "
+        f"CONSTRAINT {UNIQUE} UNIQUE ({', '.join(NEW_KEY)})"
+    )

@@ -1,74 +1,92 @@
-"""Alembic's entry: the template first, then every tenant, each in a transaction of its own.
+"""Alembic's entry: the template first, then every tenant, each in a transaction of its own, several at once.
 
 Each schema has its own version table, `marketplace_job_stats_version`; the application's `alembic_version` is never
-touched. One tenant's failure is reported and stops no other.
+touched.
 
-Exit status: 0 all done, 3 some tenants failed, 1 nothing done.
+Exit status: 0 all done, 3 some schemas failed, 1 nothing done.
 """
 
 import sys
+from pathlib import Path
 
 import sqlalchemy as sa
 from alembic import context
 
-from migrations.converge import Refusal
-from migrations.shape import VERSION, Shape, read_shapes
-from pipelines.resources import connected, conninfo, create_engine, server_and_database
+from migrations import summary
+from migrations.runner import connect, migrate_all
+from migrations.tenant import Command, Outcome
+from pipelines.resources import connected, conninfo, server_and_database
 from pipelines.settings import UsageError
 from pipelines.tenants import TEMPLATE_SCHEMA, find_schemas
 
+OPTIONS = {"tenant", "dry_run", "legacy_view", "archive", "report"}
+
 
 def main() -> int:
-    """Runs the Alembic command over the schemas; returns the exit status."""
+    """Runs the Alembic command over the schemas; returns the exit status. Raises UsageError."""
+    if context.is_offline_mode():
+        raise UsageError("There is no offline mode here: use -x dry_run=yes to see the statements.")
+    options = {str(name): str(value) for name, value in context.get_x_argument(as_dictionary=True).items()}
+    if unknown := sorted(options.keys() - OPTIONS):
+        raise UsageError(f"-x {unknown[0]} is not known: use one of {', '.join(sorted(OPTIONS))}.")
+    command = Command(
+        name=_command_name(),
+        head=str(context.get_head_revision()),
+        revisions=frozenset(script.revision for script in context.script.walk_revisions()),
+        legacy_view=_yes_or_no(options, "legacy_view"),
+        archive=bool(_yes_or_no(options, "archive")),
+        dry_run=bool(_yes_or_no(options, "dry_run")),
+    )
     where = conninfo("MIGRATION_DATABASE_URL")
-    engine = create_engine(where, lock_timeout=10_000, statement_timeout=600_000)
-    only = context.get_x_argument(as_dictionary=True).get("tenant")
-    try:
-        with connected(engine, where) as connection:
-            print(f"Migrating {server_and_database(connection)}")
+    engine = connect(where)
+    with connected(engine, where) as connection:
+        database = server_and_database(connection)
+        print(f"Migrating {database}", flush=True)
+        outcomes: dict[str, Outcome] = {}
+        # New customers are taken along; after a few rounds the rest is left to the next run.
+        for _ in range(3):
             with connection.begin():
-                schemas = _schemas(connection, str(only) if only else None)
-                shapes = read_shapes(connection, schemas)
-            failures = [error for shape in shapes.values() if (error := _migrate(connection, shape))]
-    finally:
-        engine.dispose()
-    for failure in failures:
-        print(failure, file=sys.stderr)
-    print(f"{len(schemas) - len(failures)} of {len(schemas)} schemas done, {len(failures)} failed")
-    return 0 if not failures else 1 if len(failures) == len(schemas) else 3
+                schemas = _schemas(connection, options.get("tenant"), database)
+            if not (schemas := [schema for schema in schemas if schema not in outcomes]):
+                break
+            found = migrate_all(engine, schemas, command, where)
+            outcomes |= {outcome.schema: outcome for outcome in summary.progress(found, len(schemas))}
+    engine.dispose()
+
+    results = list(outcomes.values())
+    if command.dry_run:
+        summary.print_dry_run(results)
+    summary.print_summary(results, command.dry_run)
+    if report := options.get("report"):
+        summary.write_report(Path(report), database, results)
+    failed = sum(outcome.status == "failed" for outcome in results)
+    return 0 if not failed else 1 if failed == len(results) else 3
 
 
-def _schemas(connection: sa.Connection, only: str | None) -> list[str]:
+def _schemas(connection: sa.Connection, only: str | None, database: str) -> list[str]:
     """The template, if there is one, and the tenants; or the one that was asked for. Raises UsageError if none."""
     schemas = find_schemas(connection)
-    if only:
+    if only is not None:
         if only not in schemas:
-            raise UsageError(f"There is no tenant {only} in {server_and_database(connection)}.")
+            raise UsageError(f"There is no tenant {only} in {database}.")
         return [only]
     if schemas in ([], [TEMPLATE_SCHEMA]):
-        raise UsageError(
-            f"No schema named user_<number> in {server_and_database(connection)}: is DATABASE_URL the right one?"
-        )
+        raise UsageError(f"No schema named user_<number> in {database}: is DATABASE_URL the right one?")
     return schemas
 
 
-def _migrate(connection: sa.Connection, shape: Shape) -> str | None:
-    """Runs the command on one schema, in one transaction; returns what went wrong."""
-    try:
-        with connection.begin():
-            context.configure(
-                connection=connection,
-                version_table=VERSION,
-                version_table_schema=shape.schema,
-                transactional_ddl=True,
-            )
-            context.run_migrations(shape=shape)
-    except Refusal as refusal:
-        return f"{shape.schema}: {refusal}"
-    except sa.exc.DBAPIError as error:
-        sqlstate = getattr(error.orig, "sqlstate", None)
-        return f"{shape.schema}: {str(error.orig).splitlines()[0]} (SQLSTATE {sqlstate})"
-    return None
+def _command_name() -> str:
+    """Alembic's command, if it came from the command line; else one that takes no short cuts."""
+    command = getattr(context.config.cmd_opts, "cmd", None)
+    return str(command[0].__name__) if command else "unknown"
+
+
+def _yes_or_no(options: dict[str, str], name: str) -> bool | None:
+    if name not in options:
+        return None
+    if options[name] not in ("yes", "no"):
+        raise UsageError(f"-x {name}={options[name]} is not allowed: say yes or no.")
+    return options[name] == "yes"
 
 
 try:

@@ -2,7 +2,7 @@
 
 from alembic import op
 
-from migrations.shape import Shape
+from migrations.converge import Plan
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
@@ -10,9 +10,9 @@ branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
 
 
-def upgrade(shape: Shape) -> None:
-    """Changes one tenant, `shape.schema`; name it, quoted, in every statement."""
+def upgrade(plan: Plan) -> None:
+    """Changes one tenant, `plan.schema`; name it, quoted, in every statement."""
 
 
-def downgrade(shape: Shape) -> None:
+def downgrade(plan: Plan) -> None:
     """Takes it back."""

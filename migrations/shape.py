@@ -1,17 +1,22 @@
-"""What a tenant has: the tables that a migration touches, as they really are in the catalog.
+"""What a tenant has: the relations that a migration touches, as they really are in the catalog.
 
-Read for all schemas in one query. Constraints and indexes are known by what they are; their names are only data.
+Read for many schemas in one query. Constraints and indexes are known by what they are; their names are only data.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from psycopg import sql
+
+from pipelines.tenants import quoted
 
 OLD = "vinted_job_stats"
 NEW = "marketplace_job_stats"
 LEDGER = "marketplace_job_stats_days"
+ARCHIVE = "marketplace_job_stats_archive"
 VERSION = "marketplace_job_stats_version"
 
 
@@ -19,7 +24,7 @@ VERSION = "marketplace_job_stats_version"
 class Column:
     type: str
     not_null: bool
-    default: str | None
+    default: str | None  # As SQL; 'identity' for an identity column.
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,13 @@ class Relation:
 
     name: str
     kind: str  # As pg_class.relkind: r table, p partitioned table, v view ...
+    owner: str  # Quoted.
     columns: dict[str, Column]
     constraints: tuple[Constraint, ...]
     indexes: dict[str, tuple[str, ...]]
+    grants: tuple[tuple[str, str], ...]  # Role, quoted, and privilege; those of the owner left out.
+    owned_sequences: tuple[str, ...]  # Qualified and quoted.
+    view: str | None  # What a view selects, without names of schema and table, on one line.
 
     def unique_on(self, *columns: str) -> tuple[Constraint, ...]:
         """The unique constraints and indexes on exactly these columns, in any order."""
@@ -52,17 +61,28 @@ class Relation:
 
 @dataclass(frozen=True)
 class Shape:
-    """One schema."""
+    """One schema: its relations by name."""
 
     schema: str
     relations: dict[str, Relation] = field(default_factory=dict)
 
+    def table(self, name: str) -> Relation | None:
+        """The relation of this name, unless it is a view."""
+        relation = self.relations.get(name)
+        return relation if relation and relation.kind != "v" else None
 
-# One row per relation. A unique index with a predicate or an expression is no key, so it is left out.
-_CATALOG = sa.text("""
-    SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
+    def view(self, name: str) -> Relation | None:
+        relation = self.relations.get(name)
+        return relation if relation and relation.kind == "v" else None
+
+
+# One row per relation. A unique index with a predicate or an expression is no key, so it is left out, and so is one
+# that an interrupted concurrent build left invalid.
+_CATALOG = """
+    SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind, quote_ident(r.rolname) AS owner,
            (SELECT json_agg(json_build_array(a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
-                                             pg_get_expr(d.adbin, d.adrelid)) ORDER BY a.attnum)
+                        CASE WHEN a.attidentity <> '' THEN 'identity' ELSE pg_get_expr(d.adbin, d.adrelid) END)
+                            ORDER BY a.attnum)
               FROM pg_attribute a
               LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns,
@@ -79,22 +99,65 @@ _CATALOG = sa.text("""
               FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
              WHERE i.indrelid = c.oid AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indisvalid
                AND NOT EXISTS (SELECT FROM pg_constraint k
-                                WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u'))) AS indexes
+                                WHERE k.conrelid = c.oid AND k.conindid = i.indexrelid AND k.contype IN ('p', 'u'))
+           ) AS indexes,
+           (SELECT json_agg(json_build_array(
+                        CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END,
+                        g.privilege_type) ORDER BY g.grantee, g.privilege_type)
+              FROM aclexplode(c.relacl) g WHERE g.grantee <> c.relowner) AS grants,
+           (SELECT json_agg(s.oid::regclass::text ORDER BY s.oid)
+              FROM pg_depend o JOIN pg_class s ON s.oid = o.objid AND s.relkind = 'S'
+             WHERE o.refobjid = c.oid AND o.refclassid = 'pg_class'::regclass AND o.classid = 'pg_class'::regclass
+               AND o.deptype = 'a') AS owned_sequences,
+           CASE c.relkind WHEN 'v' THEN pg_get_viewdef(c.oid) END AS view
       FROM pg_namespace n
       JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = ANY (:names)
+      JOIN pg_roles r ON r.oid = c.relowner
      WHERE n.nspname = ANY (:schemas) AND c.relkind NOT IN ('i', 'I', 'S')
-""").bindparams(
-    sa.bindparam("names", [OLD, NEW, LEDGER, VERSION], type_=sa.ARRAY(sa.Text)),
+"""
+_PARAMETERS = (
+    sa.bindparam("names", [OLD, NEW, LEDGER, ARCHIVE, VERSION], type_=sa.ARRAY(sa.Text)),
     sa.bindparam("schemas", type_=sa.ARRAY(sa.Text)),
 )
+_SHAPES = sa.text(_CATALOG).bindparams(*_PARAMETERS)
+# The same as one value per schema, with the schema's own name taken out. Sequences differ from tenant to tenant.
+_FINGERPRINTS = sa.text(f"""
+    WITH relations AS ({_CATALOG}),
+    texts AS (
+        SELECT schema, name, replace(concat_ws(' ', name, kind, owner, columns, constraints, indexes, grants,
+                                               owned_sequences, view), quote_ident(schema) || '.', '') AS text
+          FROM relations
+    )
+    SELECT schema, md5(string_agg(regexp_replace(text, 'nextval\\([^)]*\\)', 'nextval'), ' ' ORDER BY name))
+      FROM texts GROUP BY schema
+""").bindparams(*_PARAMETERS)
 
 
 def read_shapes(connection: sa.Connection, schemas: Sequence[str]) -> dict[str, Shape]:
-    """The shapes of these schemas, by name; an empty one for a schema that has none of the tables."""
+    """The shapes of these schemas, by name; an empty one for a schema that has none of the relations."""
     shapes = {schema: Shape(schema) for schema in schemas}
-    for row in connection.execute(_CATALOG, {"schemas": list(schemas)}):
+    for row in connection.execute(_SHAPES, {"schemas": list(schemas)}):
         shapes[row.schema].relations[row.name] = _relation(row)
     return shapes
+
+
+def read_fingerprints(connection: sa.Connection, schemas: Sequence[str]) -> dict[str, str]:
+    """A value per schema that is the same for schemas of the same shape; none for a schema without the relations."""
+    return dict(connection.execute(_FINGERPRINTS, {"schemas": list(schemas)}).tuples().all())
+
+
+def read_versions(connection: sa.Connection, schemas: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What our version tables record in these schemas, all of which must have one; usually one revision, or none."""
+    if not schemas:
+        return {}
+    selects = (
+        f"SELECT {sql.Literal(schema).as_string()} AS schema, version_num FROM {quoted(schema)}.{VERSION}"
+        for schema in schemas
+    )
+    versions: dict[str, tuple[str, ...]] = dict.fromkeys(schemas, ())
+    for schema, version in connection.exec_driver_sql(" UNION ALL ".join(selects)):
+        versions[schema] += (version,)
+    return versions
 
 
 def _relation(row: sa.Row[Any]) -> Relation:
@@ -102,10 +165,19 @@ def _relation(row: sa.Row[Any]) -> Relation:
     return Relation(
         name=row.name,
         kind=row.kind,
+        owner=row.owner,
         columns={name: Column(type_, not_null, default) for name, type_, not_null, default in row.columns or []},
         constraints=(
             *(Constraint(name, kind, tuple(columns), text) for name, kind, text, columns in row.constraints or []),
             *(Constraint(name, "i", tuple(columns), "") for name, is_unique, columns in indexes if is_unique),
         ),
         indexes={name: tuple(columns) for name, is_unique, columns in indexes if not is_unique},
+        grants=tuple((role, privilege) for role, privilege in row.grants or []),
+        owned_sequences=tuple(row.owned_sequences or []),
+        view=_select(row.view) if row.view else None,
     )
+
+
+def _select(definition: str) -> str:
+    """A view's query in one spelling: PostgreSQL 15 names the table at each column, later ones do not."""
+    return re.sub(r'("[^"]*"|\w+)\.', "", " ".join(definition.split()).rstrip(";"))

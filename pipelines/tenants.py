@@ -80,9 +80,11 @@ _CATALOG = sa.text("""
 
 def find_schemas(connection: sa.Connection) -> list[str]:
     """The template, if it is there, and all tenants in numeric order, whatever they have: what is to be migrated."""
-    names = sa.text("SELECT nspname FROM pg_namespace WHERE nspname = :template")
-    template = connection.scalars(names, {"template": TEMPLATE_SCHEMA}).all()
-    return [*template, *(tenant.schema for tenant in find_tenants(connection))]
+    query = sa.text("""
+        SELECT nspname FROM pg_namespace WHERE nspname = :template OR nspname ~ :pattern
+         ORDER BY nspname <> :template, nullif(substring(nspname FROM '[0-9]*$'), '')::numeric, nspname
+    """)
+    return list(connection.scalars(query, {"template": TEMPLATE_SCHEMA, "pattern": TENANT_PATTERN}))
 
 
 def find_tenants(connection: sa.Connection, only: Sequence[str] = ()) -> list[Tenant]:

@@ -1,0 +1,66 @@
+"""What the operator sees: progress, the statements of a dry run, and how it ended, for people and as JSON."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from migrations.tenant import Outcome
+
+T = TypeVar("T")
+
+
+def progress(items: Iterable[Sequence[T]], total: int) -> Iterator[T]:
+    """The items of all batches, one by one: with a bar on a terminal, with a line now and then in a log."""
+    if sys.stdout.isatty():
+        with click.progressbar(length=total, label="Migrating") as bar:
+            for batch in items:
+                bar.update(len(batch))
+                yield from batch
+        return
+    done = 0
+    for batch in items:
+        yield from batch
+        if done * 10 // total < (done + len(batch)) * 10 // total and total >= 100:
+            click.echo(f"{done + len(batch)} of {total} schemas")
+        done += len(batch)
+
+
+def print_dry_run(outcomes: Iterable[Outcome]) -> None:
+    """Per schema its state and the exact statements."""
+    for outcome in outcomes:
+        if outcome.statements:
+            click.echo(f"\n-- {outcome.schema}: {outcome.state}")
+            for statement in outcome.statements:
+                click.echo(f"{statement.strip()};")
+        elif outcome.status == "done":
+            click.echo(f"\n-- {outcome.schema}: {outcome.state}; only the version record is written")
+
+
+def print_summary(outcomes: Sequence[Outcome], dry_run: bool) -> None:
+    """The numbers, then every schema that failed or is out of the ordinary."""
+    for outcome in outcomes:
+        if outcome.unknown_revision and outcome.status == "done":
+            click.echo(f"{outcome.schema}: its record named the unknown revision {outcome.unknown_revision}; adopted")
+        if outcome.status == "skipped":
+            click.echo(f"{outcome.schema}: skipped, {outcome.error}")
+        if outcome.status == "failed":
+            sqlstate = f" (SQLSTATE {outcome.sqlstate})" if outcome.sqlstate else ""
+            click.echo(
+                f"{outcome.schema}: failed, {outcome.state}: {outcome.error}{sqlstate}; {outcome.remedy}", err=True
+            )
+    counts = Counter(outcome.status for outcome in outcomes)
+    numbers = ", ".join(f"{counts[status]} {status}" for status in ("done", "already there", "skipped", "failed"))
+    click.echo(f"{'Dry run, nothing was written: ' if dry_run else ''}{len(outcomes)} schemas: {numbers}")
+
+
+def write_report(path: Path, database: str, outcomes: Sequence[Outcome]) -> None:
+    """The same for machines: the counts, and per schema what `Outcome` has."""
+    counts = Counter(outcome.status for outcome in outcomes)
+    schemas = [{name: value for name, value in asdict(outcome).items() if value} for outcome in outcomes]
+    path.write_text(json.dumps({"database": database, "counts": counts, "schemas": schemas}, indent=1) + "\n")

@@ -1,0 +1,176 @@
+"""One schema: what the Alembic command means for it, its transaction, retries where they help, and how it ended."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from alembic.util import CommandError
+
+from migrations import converge
+from migrations.converge import Plan, Refusal
+from migrations.shape import NEW, OLD, VERSION, Shape, read_shapes, read_versions
+from pipelines.tenants import quoted
+
+ATTEMPTS = 4
+"""How often a schema is tried before it counts as failed."""
+
+REMEDIES = {
+    "22003": "a number does not fit: correct the row that the message names",
+    "23502": "a row has no action or no date: complete or delete it",
+    "23505": "two rows have the same id: give one of them another",
+    "2BP01": "something of yours depends on it: drop that, or move it to the new table, then run this tenant again",
+    "42501": "run the migration as the owner of the tables: set MIGRATION_DATABASE_URL",
+    "55P03": "another session keeps a lock: end it, or wait, then run this tenant again",
+    "57014": "it took longer than STATS_STATEMENT_TIMEOUT_MS: raise it, then run this tenant again",
+}
+CONSTRAINT_REMEDIES = {
+    converge.CHECK: "rows have a marketplace that is not known: correct or delete them, then run this tenant again",
+    converge.LOSSLESS: "eBay or Etsy rows would be lost: repeat with -x archive=yes to put them away",
+}
+
+
+Found = tuple[Shape, tuple[str, ...] | None]
+RunAlembic = Callable[[sa.Connection, Plan], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it ended for one schema."""
+
+    schema: str
+    status: str  # done, already there, skipped or failed
+    state: str = ""
+    error: str | None = None
+    sqlstate: str | None = None
+    remedy: str | None = None
+    unknown_revision: str | None = None
+    statements: tuple[str, ...] = ()  # Of a dry run.
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is to be done to every schema."""
+
+    name: str  # Alembic's: upgrade, downgrade, current ...
+    head: str
+    revisions: frozenset[str]
+    legacy_view: (
+        bool | None
+    )  # As the operator said; None: what a migrated tenant has, and a new one gets as the template.
+    archive: bool
+    dry_run: bool
+    template_has_view: bool = True
+
+    def is_at_head(self, version: Sequence[str] | None) -> bool:
+        return version is not None and tuple(version) == (self.head,)
+
+    def plan(self, shape: Shape, version: Sequence[str] | None) -> Plan:
+        """What this command means for a tenant of this shape and record. Raises Refusal."""
+        if self.name == "downgrade":
+            return converge.downgrade(shape, self.archive) if version else Plan(shape.schema, "not migrated", ())
+        if self.legacy_view is not None:
+            legacy_view = self.legacy_view
+        elif self.is_at_head(version):
+            legacy_view = converge.has_legacy_view(shape)
+        else:
+            legacy_view = self.template_has_view
+        return converge.upgrade(shape, legacy_view)
+
+
+def look(connection: sa.Connection, schemas: Sequence[str]) -> dict[str, Found]:
+    """The shape of each schema, and its version record: None if there is no table for it."""
+    with connection.begin():
+        shapes = read_shapes(connection, schemas)
+        versions = read_versions(connection, [schema for schema in schemas if shapes[schema].table(VERSION)])
+    return {schema: (shapes[schema], versions.get(schema)) for schema in schemas}
+
+
+def migrate(connection: sa.Connection, schema: str, found: Found, command: Command, run_alembic: RunAlembic) -> Outcome:
+    """Runs the command on one schema, as it was `found`. Every error becomes its outcome.
+
+    What may pass is tried again; any other error only if the schema has changed since it was looked at.
+    """
+    may_pass, outcome = True, Outcome(schema, "failed")
+    for attempt in range(ATTEMPTS):
+        try:
+            if attempt > 0:
+                time.sleep(random.uniform(0.1, 0.3) * 2**attempt)  # noqa: S311 Only to keep migrators apart.
+                if not _exists(connection, schema):
+                    return Outcome(schema, "skipped", "gone", "the schema was dropped while the migration went on")
+                before, found = found, look(connection, [schema])[schema]
+                if found == before and not may_pass:
+                    break
+            return _migrate(connection, *found, command, run_alembic)
+        except Refusal as refusal:
+            error, _, remedy = str(refusal).partition(": ")
+            return Outcome(schema, "failed", _state(found[0]), error, remedy=remedy)
+        except CommandError as error:
+            # Another migrator has written the version record first.
+            may_pass, outcome = True, Outcome(schema, "failed", _state(found[0]), str(error), remedy="run it again")
+        except sa.exc.DBAPIError as error:
+            may_pass, outcome = _may_pass(error), _failed(schema, found[0], error)
+    return outcome
+
+
+def _exists(connection: sa.Connection, schema: str) -> bool:
+    with connection.begin():
+        query = sa.text("SELECT 1 FROM pg_namespace WHERE nspname = :schema")
+        return connection.scalar(query, {"schema": schema}) is not None
+
+
+def _migrate(
+    connection: sa.Connection,
+    shape: Shape,
+    version: tuple[str, ...] | None,
+    command: Command,
+    run_alembic: RunAlembic,
+) -> Outcome:
+    plan = command.plan(shape, version)
+    unknown = ", ".join(sorted(set(version or ()) - command.revisions)) or None
+    if unknown and (command.name == "downgrade" or plan.statements):
+        raise Refusal(
+            f"the version record names revision {unknown}, which nobody has, and the tables are not those of "
+            f"{command.head}: bring back the migration that knows it, or delete the record to converge what is there"
+        )
+    is_repair = command.name == "upgrade" and command.is_at_head(version)
+    if (is_repair or command.name == "downgrade") and not plan.statements:
+        return Outcome(shape.schema, "already there", plan.state)
+    if command.dry_run:
+        return Outcome(shape.schema, "done", plan.state, unknown_revision=unknown, statements=plan.statements)
+    with connection.begin():
+        tables = [f"{quoted(shape.schema)}.{name}" for name in (OLD, NEW) if shape.table(name)]
+        if tables:
+            connection.exec_driver_sql(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE")
+        if unknown:
+            connection.exec_driver_sql(f"DELETE FROM {quoted(shape.schema)}.{VERSION}")
+        if is_repair:
+            plan.execute(connection)
+        else:
+            run_alembic(connection, plan)
+    return Outcome(shape.schema, "done", plan.state, unknown_revision=unknown)
+
+
+def _state(shape: Shape) -> str:
+    """The state of a tenant that failed."""
+    tables = [name for name in (OLD, NEW) if shape.table(name)]
+    return f"with {' and '.join(tables)}" if tables else "with neither table"
+
+
+def _failed(schema: str, shape: Shape, error: sa.exc.DBAPIError) -> Outcome:
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    diagnosis = getattr(error.orig, "diag", None)
+    constraint = getattr(diagnosis, "constraint_name", None) or ""
+    message = (str(error.orig).splitlines() or ["the connection was lost"])[0]
+    remedy = CONSTRAINT_REMEDIES.get(constraint) or REMEDIES.get(sqlstate or "")
+    remedy = remedy or "mend what the message says, then run this tenant again"
+    return Outcome(schema, "failed", _state(shape), message, sqlstate, remedy)
+
+
+def _may_pass(error: sa.exc.DBAPIError) -> bool:
+    """Whether the same statements may succeed a moment later: locks, deadlocks, and a server that restarts."""
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate == "57014":  # The statement's own time-out.
+        return False
+    return sqlstate is None or sqlstate[:2] in ("08", "40", "53", "57") or sqlstate == "55P03"

@@ -1,0 +1,63 @@
+"""What the tests of the migration share: the command, the catalog, and the comparison with the models."""
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from migrations.shape import LEDGER, NEW, Shape, read_shapes
+from models.stats import StatsBase
+from pipelines.resources import create_engine
+from tests.conftest import run, url_of
+
+SCHEMAS = ("template_tenant", "user_1", "user_2", "user_10")
+
+
+def shapes(conninfo: str, *schemas: str) -> dict[str, Shape]:
+    """What the catalog says of these schemas, by default of those that every database here has."""
+    engine = create_engine(conninfo)
+    with engine.connect() as connection:
+        found = read_shapes(connection, schemas or SCHEMAS)
+    engine.dispose()
+    return found
+
+
+def alembic(conninfo: str, *arguments: str, status: int = 0) -> str:
+    """The command's output; asserts its exit status."""
+    result = run("alembic", *arguments, environment={"DATABASE_URL": url_of(conninfo)}, check=False)
+    assert result.returncode == status, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def differences(conninfo: str, schema: str) -> list[Any]:
+    """What Alembic's autogenerate finds between a tenant and the models, constraints by name included."""
+    metadata = sa.MetaData()
+    for table in StatsBase.metadata.tables.values():
+        table.to_metadata(metadata, schema=schema)
+    engine = create_engine(conninfo)
+
+    def ours(name: str | None, kind: str, parents: Any) -> bool:
+        return kind != "schema" or name == schema
+
+    def owned(item: Any, name: str | None, kind: str, reflected: bool, compared: Any) -> bool:
+        return kind != "table" or name in (NEW, LEDGER)
+
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "include_schemas": True,
+                "include_name": ours,
+                "include_object": owned,
+                "compare_server_default": True,
+            },
+        )
+        found = compare_metadata(context, metadata)
+    engine.dispose()
+    # A tenant keeps where its ids come from: a shared sequence, one of its own, or an identity.
+    return [
+        difference
+        for difference in found
+        if not str(difference).startswith(f"[('modify_default', '{schema}', '{NEW}', 'id'")
+    ]
