@@ -51,7 +51,6 @@ def main() -> int:
                 break
             found = migrate_all(engine, schemas, command, where)
             outcomes |= {outcome.schema: outcome for outcome in summary.progress(found, len(schemas))}
-    engine.dispose()
 
     results = list(outcomes.values())
     if command.dry_run:

@@ -129,6 +129,7 @@ _FINGERPRINTS = sa.text(f"""
           FROM relations
     )
     SELECT schema, md5(string_agg(regexp_replace(text, 'nextval\\([^)]*\\)', 'nextval'), ' ' ORDER BY name))
+           AS fingerprint
       FROM texts GROUP BY schema
 """).bindparams(*_PARAMETERS)
 
@@ -143,7 +144,8 @@ def read_shapes(connection: sa.Connection, schemas: Sequence[str]) -> dict[str, 
 
 def read_fingerprints(connection: sa.Connection, schemas: Sequence[str]) -> dict[str, str]:
     """A value per schema that is the same for schemas of the same shape; none for a schema without the relations."""
-    return dict(connection.execute(_FINGERPRINTS, {"schemas": list(schemas)}).tuples().all())
+    rows = connection.execute(_FINGERPRINTS, {"schemas": list(schemas)})
+    return {row.schema: row.fingerprint for row in rows}
 
 
 def read_versions(connection: sa.Connection, schemas: Sequence[str]) -> dict[str, tuple[str, ...]]:

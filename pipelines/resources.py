@@ -80,18 +80,24 @@ def create_engine(conninfo: str, *, pool_size: int = 1, **parameters: int | str)
 
 @contextmanager
 def connected(engine: sa.Engine, conninfo: str) -> Iterator[sa.Connection]:
-    """A first connection. Raises UsageError, one sentence that says which server, if there is none to be had."""
+    """A first connection; the engine is disposed of afterwards.
+
+    Raises UsageError, one sentence that says which server, if there is no connection to be had.
+    """
     try:
-        connection = engine.connect()
-    except sa.exc.OperationalError as error:
-        given = conninfo_to_dict(conninfo)
-        server = f"{given.get('host', 'the default host')}:{given.get('port', 5432)}"
-        raise UsageError(
-            f"Cannot connect to database {given.get('dbname', '(default)')} on {server}: {_reason(error)}. "
-            "Check DATABASE_URL, and that the server is up."
-        ) from None
-    with connection:
-        yield connection
+        try:
+            connection = engine.connect()
+        except sa.exc.OperationalError as error:
+            given = conninfo_to_dict(conninfo)
+            server = f"{given.get('host', 'the default host')}:{given.get('port', 5432)}"
+            raise UsageError(
+                f"Cannot connect to database {given.get('dbname', '(default)')} on {server}: {_reason(error)}. "
+                "Check DATABASE_URL, and that the server is up."
+            ) from None
+        with connection:
+            yield connection
+    finally:
+        engine.dispose()
 
 
 def _reason(error: sa.exc.OperationalError) -> str:
@@ -126,11 +132,8 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
             # The log is written in order, so one synchronous commit at the end of a run makes all before it durable.
             synchronous_commit="off",
         )
-        try:
-            with connected(engine, where) as connection:
-                yield engine, connection
-        finally:
-            engine.dispose()
+        with connected(engine, where) as connection:
+            yield engine, connection
 
     def for_each(
         self, engine: sa.Engine, tenants: Iterable[Tenant], work: Callable[[sa.Connection, Tenant], T]

@@ -1,15 +1,19 @@
 """What the tests of the migration share: the command, the catalog, and the comparison with the models."""
 
+import io
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
+from alembic.config import CommandLine
 from alembic.migration import MigrationContext
 
 from migrations.shape import LEDGER, NEW, Shape, read_shapes
 from models.stats import StatsBase
 from pipelines.resources import create_engine
-from tests.conftest import run, url_of
+from tests.conftest import ROOT, url_of
 
 SCHEMAS = ("template_tenant", "user_1", "user_2", "user_10")
 
@@ -24,10 +28,17 @@ def shapes(conninfo: str, *schemas: str) -> dict[str, Shape]:
 
 
 def alembic(conninfo: str, *arguments: str, status: int = 0) -> str:
-    """The command's output; asserts its exit status."""
-    result = run("alembic", *arguments, environment={"DATABASE_URL": url_of(conninfo)}, check=False)
-    assert result.returncode == status, result.stdout + result.stderr
-    return result.stdout + result.stderr
+    """What the command line prints; asserts its exit status. In this process, which is much quicker."""
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(output):
+        patch.setenv("DATABASE_URL", url_of(conninfo))
+        try:
+            CommandLine().main(["-c", str(ROOT / "alembic.ini"), *arguments])
+            code: Any = 0
+        except SystemExit as end:
+            code = end.code
+    assert code == status, output.getvalue()
+    return output.getvalue()
 
 
 def differences(conninfo: str, schema: str) -> list[Any]:
