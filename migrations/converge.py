@@ -78,7 +78,7 @@ _NUMBERS = ("smallint", INTEGER, BIGINT, "real", "double precision")
 # What the old readers and writers see under the old name. PostgreSQL lets them write through it.
 _VIEW_COLUMNS = ("id", *OLD_COLUMNS)
 VIEW_SQL = f"SELECT {', '.join(_VIEW_COLUMNS)} FROM {{table}} WHERE marketplace = 'vinted'"
-_VIEW_READ_BACK = f"SELECT {', '.join(_VIEW_COLUMNS)} FROM {NEW} WHERE ((marketplace)::text = 'vinted'::text)"
+VIEW_READ_BACK = f"SELECT {', '.join(_VIEW_COLUMNS)} FROM {NEW} WHERE ((marketplace)::text = 'vinted'::text)"
 
 
 class Refusal(Exception):
@@ -92,6 +92,11 @@ class Plan:
     schema: str
     state: str
     statements: tuple[str, ...]
+
+    @property
+    def creates_sequence(self) -> bool:
+        """Whether the ids will come from a sequence that is not there yet, `marketplace_job_stats_id_seq`."""
+        return any("id serial" in text or text.startswith("CREATE SEQUENCE") for text in self.statements)
 
     def execute(self, connection: sa.Connection) -> None:
         """Runs the statements in one round trip, in the transaction that the connection is in."""
@@ -152,7 +157,7 @@ def _upgrade(shape: Shape, legacy_view: bool) -> Iterator[str]:
 
     table = new or old
     changes = [] if table is None else list(_converge(schema, table, legacy_view, merged=old if new else None))
-    keep_view = view is not None and legacy_view and view.view == _VIEW_READ_BACK and not changes
+    keep_view = view is not None and legacy_view and view.view == VIEW_READ_BACK and not changes
     if view and not keep_view:
         # Types cannot be changed under a view.
         yield f"DROP VIEW {schema}.{OLD}"

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from alembic import context
 
 from migrations import summary
+from migrations.grants import run_role
 from migrations.runner import connect, migrate_all
 from migrations.tenant import Command, Outcome
 from pipelines.resources import connected, conninfo, server_and_database
@@ -36,6 +37,7 @@ def main() -> int:
         legacy_view=_yes_or_no(options, "legacy_view"),
         archive=bool(_yes_or_no(options, "archive")),
         dry_run=bool(_yes_or_no(options, "dry_run")),
+        run_role=run_role(),
     )
     where = conninfo("MIGRATION_DATABASE_URL")
     engine = connect(where)

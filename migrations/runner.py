@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from alembic import context
 
 from migrations.converge import Plan, Refusal, has_legacy_view
+from migrations.grants import missing_grants
 from migrations.shape import VERSION, read_fingerprints, read_shapes, read_versions
-from migrations.tenant import Command, Outcome, look, migrate
+from migrations.tenant import Command, Found, Outcome, look, migrate
 from pipelines.resources import create_engine
 from pipelines.settings import Settings
 from pipelines.tenants import TEMPLATE_SCHEMA
@@ -43,8 +44,8 @@ def migrate_all(engine: sa.Engine, schemas: Sequence[str], command: Command, whe
     if schemas[0] == TEMPLATE_SCHEMA:
         yield _migrate_batch(engine, [TEMPLATE_SCHEMA], command)
         schemas = schemas[1:]
-    template = _read(engine, read_shapes, [TEMPLATE_SCHEMA])[TEMPLATE_SCHEMA]
-    if template.table(VERSION):
+    template = _read(engine, read_shapes, [TEMPLATE_SCHEMA]).get(TEMPLATE_SCHEMA)
+    if template and template.table(VERSION):
         command = replace(command, template_has_view=has_legacy_view(template))
 
     settled = _settled(engine, schemas, command) if command.name == "upgrade" else []
@@ -65,34 +66,46 @@ def migrate_all(engine: sa.Engine, schemas: Sequence[str], command: Command, whe
 def _settled(engine: sa.Engine, schemas: Sequence[str], command: Command) -> list[Outcome]:
     """The schemas with nothing to do: of canonical shape, which one of each kind tells, and recorded at the head."""
     with ThreadPoolExecutor(_workers()) as pool:
+
+        def read(query: Callable[[sa.Connection, Sequence[str]], dict[str, T]], schemas: Sequence[str]) -> dict[str, T]:
+            found = pool.map(partial(_read, engine, query), _batches(schemas, 100))
+            return {schema: value for batch in found for schema, value in batch.items()}
+
         kinds: dict[str, list[str]] = {}
-        for found in pool.map(partial(_read, engine, read_fingerprints), _batches(schemas, 500)):
-            for schema, fingerprint in found.items():
-                kinds.setdefault(fingerprint, []).append(schema)
-        canonical = [
-            schema for members in kinds.values() if _is_canonical(engine, members[0], command) for schema in members
-        ]
-        # No more than a hundred at once, so that the locks of one transaction stay few.
-        versions = pool.map(partial(_read, engine, read_versions), _batches(canonical, 100))
-        return [
-            Outcome(schema, "already there", "canonical")
-            for found in versions
-            for schema, version in found.items()
-            if command.is_at_head(version)
-        ]
+        for schema, fingerprint in read(read_fingerprints, schemas).items():
+            kinds.setdefault(fingerprint, []).append(schema)
+        good = [members for members in kinds.values() if _is_canonical(engine, members[0], command)]
+        versions = read(read_versions, [schema for members in good for schema in members])
+        at_head = [schema for schema, version in versions.items() if command.is_at_head(version)]
+        lacking = read(partial(missing_grants, role=command.run_role), at_head) if command.run_role else {}
+    return [Outcome(schema, "already there", "canonical") for schema in at_head if schema not in lacking]
 
 
 def _is_canonical(engine: sa.Engine, schema: str, command: Command) -> bool:
-    shape = _read(engine, read_shapes, [schema])[schema]
+    shape = _read(engine, read_shapes, [schema]).get(schema)
     try:
-        return shape.table(VERSION) is not None and not command.plan(shape, (command.head,)).statements
+        return (
+            shape is not None
+            and shape.table(VERSION) is not None
+            and not command.plan(shape, (command.head,)).statements
+        )
     except Refusal:
         return False
 
 
-def _read(engine: sa.Engine, query: Callable[[sa.Connection, Sequence[str]], T], schemas: Sequence[str]) -> T:
-    with engine.connect() as connection, connection.begin():
-        return query(connection, schemas)
+def _read(
+    engine: sa.Engine, query: Callable[[sa.Connection, Sequence[str]], dict[str, T]], schemas: Sequence[str]
+) -> dict[str, T]:
+    """What the query finds, in a transaction of its own; nothing if it fails: then each schema is looked at by itself.
+
+    Reading the catalog waits for the locks of other sessions, and a view's definition keeps a lock to the end of the
+    transaction; so it may fail, and it may not be asked for too many schemas at once.
+    """
+    try:
+        with engine.connect() as connection, connection.begin():
+            return query(connection, schemas)
+    except sa.exc.DBAPIError:
+        return {}
 
 
 def _batches(schemas: Sequence[str], size: int) -> list[Sequence[str]]:
@@ -101,8 +114,11 @@ def _batches(schemas: Sequence[str], size: int) -> list[Sequence[str]]:
 
 def _migrate_batch(engine: sa.Engine, schemas: Sequence[str], command: Command) -> list[Outcome]:
     with engine.connect() as connection:
-        found = look(connection, schemas)
-        return [migrate(connection, schema, found[schema], command, _run_alembic) for schema in schemas]
+        try:
+            found: dict[str, Found] = look(connection, schemas)
+        except sa.exc.DBAPIError:
+            found = {}
+        return [migrate(connection, schema, found.get(schema), command, _run_alembic) for schema in schemas]
 
 
 def _run_alembic(connection: sa.Connection, plan: Plan) -> None:

@@ -3,13 +3,14 @@
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from alembic.util import CommandError
 
 from migrations import converge
 from migrations.converge import Plan, Refusal
+from migrations.grants import missing_grants, new_grants
 from migrations.shape import NEW, OLD, VERSION, Shape, read_shapes, read_versions
 from pipelines.tenants import quoted
 
@@ -61,6 +62,7 @@ class Command:
     )  # As the operator said; None: what a migrated tenant has, and a new one gets as the template.
     archive: bool
     dry_run: bool
+    run_role: str | None = None  # What is granted to, if the migration has a role of its own.
     template_has_view: bool = True
 
     def is_at_head(self, version: Sequence[str] | None) -> bool:
@@ -87,30 +89,34 @@ def look(connection: sa.Connection, schemas: Sequence[str]) -> dict[str, Found]:
     return {schema: (shapes[schema], versions.get(schema)) for schema in schemas}
 
 
-def migrate(connection: sa.Connection, schema: str, found: Found, command: Command, run_alembic: RunAlembic) -> Outcome:
-    """Runs the command on one schema, as it was `found`. Every error becomes its outcome.
+def migrate(
+    connection: sa.Connection, schema: str, found: Found | None, command: Command, run_alembic: RunAlembic
+) -> Outcome:
+    """Runs the command on one schema, as it was `found`, if it could be looked at. Every error becomes its outcome.
 
     What may pass is tried again; any other error only if the schema has changed since it was looked at.
     """
-    may_pass, outcome = True, Outcome(schema, "failed")
+    before, may_pass, outcome = None, True, Outcome(schema, "failed")
     for attempt in range(ATTEMPTS):
         try:
             if attempt > 0:
                 time.sleep(random.uniform(0.1, 0.3) * 2**attempt)  # noqa: S311 Only to keep migrators apart.
+            if found is None:
                 if not _exists(connection, schema):
                     return Outcome(schema, "skipped", "gone", "the schema was dropped while the migration went on")
-                before, found = found, look(connection, [schema])[schema]
+                found = look(connection, [schema])[schema]
                 if found == before and not may_pass:
                     break
             return _migrate(connection, *found, command, run_alembic)
         except Refusal as refusal:
             error, _, remedy = str(refusal).partition(": ")
-            return Outcome(schema, "failed", _state(found[0]), error, remedy=remedy)
+            return Outcome(schema, "failed", _state(found), error, remedy=remedy)
         except CommandError as error:
             # Another migrator has written the version record first.
-            may_pass, outcome = True, Outcome(schema, "failed", _state(found[0]), str(error), remedy="run it again")
+            may_pass, outcome = True, Outcome(schema, "failed", _state(found), str(error), remedy="run it again")
         except sa.exc.DBAPIError as error:
-            may_pass, outcome = _may_pass(error), _failed(schema, found[0], error)
+            may_pass, outcome = _may_pass(error), _failed(schema, found, error)
+        before, found = found, None
     return outcome
 
 
@@ -135,12 +141,17 @@ def _migrate(
             f"{command.head}: bring back the migration that knows it, or delete the record to converge what is there"
         )
     is_repair = command.name == "upgrade" and command.is_at_head(version)
+    if command.name == "upgrade" and command.run_role:
+        with connection.begin():
+            missing = missing_grants(connection, [shape.schema], command.run_role).get(shape.schema, ())
+        plan = replace(plan, statements=(*plan.statements, *new_grants(plan, command.run_role), *missing))
     if (is_repair or command.name == "downgrade") and not plan.statements:
         return Outcome(shape.schema, "already there", plan.state)
     if command.dry_run:
         return Outcome(shape.schema, "done", plan.state, unknown_revision=unknown, statements=plan.statements)
     with connection.begin():
-        tables = [f"{quoted(shape.schema)}.{name}" for name in (OLD, NEW) if shape.table(name)]
+        # The old name first: it may be the view, which its readers lock before the table behind it.
+        tables = [f"{quoted(shape.schema)}.{name}" for name in (OLD, NEW) if name in shape.relations]
         if tables:
             connection.exec_driver_sql(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE")
         if unknown:
@@ -152,20 +163,22 @@ def _migrate(
     return Outcome(shape.schema, "done", plan.state, unknown_revision=unknown)
 
 
-def _state(shape: Shape) -> str:
+def _state(found: Found | None) -> str:
     """The state of a tenant that failed."""
-    tables = [name for name in (OLD, NEW) if shape.table(name)]
+    if found is None:
+        return "could not be read"
+    tables = [name for name in (OLD, NEW) if found[0].table(name)]
     return f"with {' and '.join(tables)}" if tables else "with neither table"
 
 
-def _failed(schema: str, shape: Shape, error: sa.exc.DBAPIError) -> Outcome:
+def _failed(schema: str, found: Found | None, error: sa.exc.DBAPIError) -> Outcome:
     sqlstate = getattr(error.orig, "sqlstate", None)
     diagnosis = getattr(error.orig, "diag", None)
     constraint = getattr(diagnosis, "constraint_name", None) or ""
     message = (str(error.orig).splitlines() or ["the connection was lost"])[0]
     remedy = CONSTRAINT_REMEDIES.get(constraint) or REMEDIES.get(sqlstate or "")
     remedy = remedy or "mend what the message says, then run this tenant again"
-    return Outcome(schema, "failed", _state(shape), message, sqlstate, remedy)
+    return Outcome(schema, "failed", _state(found), message, sqlstate, remedy)
 
 
 def _may_pass(error: sa.exc.DBAPIError) -> bool:
@@ -173,4 +186,5 @@ def _may_pass(error: sa.exc.DBAPIError) -> bool:
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate == "57014":  # The statement's own time-out.
         return False
-    return sqlstate is None or sqlstate[:2] in ("08", "40", "53", "57") or sqlstate == "55P03"
+    # XX000 is what reading the catalog gives while another session changes it.
+    return sqlstate is None or sqlstate[:2] in ("08", "40", "53", "57") or sqlstate in ("55P03", "XX000")

@@ -1,0 +1,90 @@
+"""What the role of a run may not do yet in a tenant, as GRANT statements.
+
+Only where the migration has a role of its own (`MIGRATION_DATABASE_URL`): the run's role then reads the sources and
+writes our tables, and nothing else. Clones copy no grants, so every tenant is looked at.
+"""
+
+import os
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from psycopg.conninfo import conninfo_to_dict
+
+from migrations.converge import Plan
+from migrations.shape import LEDGER, NEW, OLD
+from models.sources import MarketplaceJob, MarketplaceTask
+from pipelines.resources import conninfo
+from pipelines.tenants import quoted
+
+# What is missing: the schema, the tables, and the sequence that the ids of our table come from, which may be in the
+# template's schema.
+_MISSING = sa.text("""
+    WITH wanted (relation, privileges) AS (
+        VALUES (:jobs, ARRAY['SELECT']), (:tasks, ARRAY['SELECT']),
+               (:stats, ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']),
+               (:ledger, ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])
+    ),
+    sequences AS (
+        SELECT c.relnamespace AS tenant, s.oid, s.relnamespace
+          FROM pg_class c
+          JOIN pg_attrdef d ON d.adrelid = c.oid
+          JOIN pg_depend p ON p.classid = 'pg_attrdef'::regclass AND p.objid = d.oid
+                          AND p.refclassid = 'pg_class'::regclass
+          JOIN pg_class s ON s.oid = p.refobjid AND s.relkind = 'S'
+         WHERE c.relname IN (:old, :stats) AND c.relkind = 'r'
+    )
+    SELECT n.nspname AS schema, format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, CAST(:role AS text)) AS statement
+      FROM pg_namespace n
+     WHERE n.nspname = ANY (:schemas) AND NOT has_schema_privilege(:role, n.oid, 'USAGE')
+    UNION ALL
+    SELECT n.nspname, format('GRANT %s ON %I.%I TO %I', privilege, n.nspname, c.relname, :role)
+      FROM pg_namespace n
+      JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p', 'v', 'f')
+      JOIN wanted ON wanted.relation = c.relname
+     CROSS JOIN unnest(wanted.privileges) AS privilege
+     WHERE n.nspname = ANY (:schemas) AND NOT has_table_privilege(:role, c.oid, privilege)
+    UNION ALL
+    SELECT n.nspname, format('GRANT USAGE ON SCHEMA %s TO %I', s.relnamespace::regnamespace, :role)
+      FROM pg_namespace n JOIN sequences s ON s.tenant = n.oid
+     WHERE n.nspname = ANY (:schemas) AND NOT has_schema_privilege(:role, s.relnamespace, 'USAGE')
+    UNION ALL
+    SELECT n.nspname, format('GRANT USAGE ON SEQUENCE %s TO %I', s.oid::regclass, :role)
+      FROM pg_namespace n JOIN sequences s ON s.tenant = n.oid
+     WHERE n.nspname = ANY (:schemas) AND NOT has_sequence_privilege(:role, s.oid, 'USAGE')
+""").bindparams(
+    sa.bindparam("jobs", MarketplaceJob.__tablename__, type_=sa.Text),
+    sa.bindparam("tasks", MarketplaceTask.__tablename__, type_=sa.Text),
+    sa.bindparam("stats", NEW, type_=sa.Text),
+    sa.bindparam("old", OLD, type_=sa.Text),
+    sa.bindparam("ledger", LEDGER, type_=sa.Text),
+    sa.bindparam("role", type_=sa.Text),
+    sa.bindparam("schemas", type_=sa.ARRAY(sa.Text)),
+)
+
+
+def run_role() -> str | None:
+    """The user of `DATABASE_URL`, if the migration has a role of its own; else None."""
+    if not os.environ.get("MIGRATION_DATABASE_URL", "").strip() or not os.environ.get("DATABASE_URL", "").strip():
+        return None
+    role = conninfo_to_dict(conninfo()).get("user")
+    return str(role) if role else None
+
+
+def new_grants(plan: Plan, role: str) -> tuple[str, ...]:
+    """The statements for what the plan itself makes; none if it does nothing."""
+    if not plan.statements:
+        return ()
+    schema, grantee = quoted(plan.schema), quoted(role)
+    tables = f"GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.{NEW}, {schema}.{LEDGER} TO {grantee}"
+    if not plan.creates_sequence:
+        return (tables,)
+    return (tables, f"GRANT USAGE ON SEQUENCE {schema}.{NEW}_id_seq TO {grantee}")
+
+
+def missing_grants(connection: sa.Connection, schemas: Sequence[str], role: str | None) -> dict[str, tuple[str, ...]]:
+    """The statements for what is there already; a schema that needs none is left out."""
+    found: dict[str, tuple[str, ...]] = {}
+    if role is not None:
+        for row in connection.execute(_MISSING, {"schemas": list(schemas), "role": role}):
+            found[row.schema] = (*found.get(row.schema, ()), row.statement)
+    return found
