@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Where Dagster keeps the demo's runs, so that `make dev` shows what `make demo` did.
 export DAGSTER_HOME ?= $(CURDIR)/.local/dagster
 
-.PHONY: install demo dev test lint lock stop clean
+.PHONY: install demo dev test lint bench lock stop clean
 
 install: .venv/.installed
 
@@ -18,7 +18,7 @@ demo: install $(DAGSTER_HOME)/dagster.yaml ## Make three months of data, migrate
 	@$(BIN)/python -m pipelines.demo
 
 dev: install $(DAGSTER_HOME)/dagster.yaml ## Open Dagit, on the demo's data or on DATABASE_URL.
-	@$(BIN)/python -m pipelines.demo --once
+	@test -n "$$DATABASE_URL" || $(BIN)/python -m pipelines.demo --once
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dagster dev -w workspace.yaml
 
 test: install ## Run the tests, on a PostgreSQL of their own.
@@ -33,6 +33,9 @@ lock: install ## Pin the newest versions that pyproject.toml allows.
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-strip-extras --no-emit-index-url --no-emit-find-links --no-header --upgrade --quiet -o requirements.lock
+
+bench: install ## Measure against the limits, on a PostgreSQL of its own; a small size. See docs/migration.md.
+	$(BIN)/python -m tests.benchmarks.migration
 
 stop: ## Stop the embedded PostgreSQL.
 	@test ! -d .venv || $(BIN)/python -m pipelines.local

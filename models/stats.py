@@ -34,6 +34,10 @@ class StatsBase(DeclarativeBase):
     )
 
 
+KEY = ("action_type_id", "marketplace", "date")
+"""What one row of the stats is about."""
+
+
 def _count(doc: str) -> Mapped[int | None]:
     """A count that the old live counter never kept: null in its rows until the batch writes them."""
     return mapped_column(Integer, nullable=True, doc=doc)
@@ -47,9 +51,7 @@ class MarketplaceJobStats(StatsBase):
         CheckConstraint(
             "marketplace in ({})".format(", ".join(f"'{name}'" for name in MARKETPLACES)), name="marketplace"
         ),
-        UniqueConstraint(
-            "action_type_id", "marketplace", "date", name="uq_marketplace_job_stats_action_marketplace_date"
-        ),
+        UniqueConstraint(*KEY, name="uq_marketplace_job_stats_action_marketplace_date"),
         Index("ix_marketplace_job_stats_marketplace_created_at", "marketplace", "created_at"),
         {"schema": TENANT},
     )

@@ -4,6 +4,7 @@ import dagster as dg
 
 from assets.marketplace_job_stats.asset import build_marketplace_job_stats
 from assets.sources import build_sources
+from pipelines.migration import build_migration_schedule, migrate_tenants_job
 from pipelines.partitions import day_partitions
 from pipelines.resources import TenantDatabase
 from pipelines.schedules import build_schedule
@@ -22,8 +23,8 @@ def build_defs(settings: Settings) -> dg.Definitions:
     )
     return dg.Definitions(
         assets=[*build_sources(settings.key_prefix), stats],
-        jobs=[job],
-        schedules=[build_schedule(settings, partitions, job.name)],
+        jobs=[job, migrate_tenants_job],
+        schedules=[build_schedule(settings, partitions, job.name), build_migration_schedule(settings)],
         resources={
             "tenant_database": TenantDatabase(
                 workers=settings.workers,

@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from pipelines.settings import Settings
+from pipelines.settings import Settings, UsageError
 
 
 def day_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
@@ -34,10 +34,12 @@ class Window:
 
     @classmethod
     def of(cls, partitions: dg.DailyPartitionsDefinition, keys: Sequence[str]) -> "Window":
-        """The window of these partition keys, in their order. Raises ValueError if a day is missing between them."""
+        """The window of these partition keys, in order. Raises UsageError if there is none, or one is missing."""
         days = [partitions.time_window_for_partition_key(key) for key in keys]
         if any(day.end != following.start for day, following in pairwise(days)):
-            raise ValueError(f"The days {', '.join(keys)} do not follow each other.")
+            raise UsageError(f"The days from {keys[0]} to {keys[-1]} do not follow each other: run them one by one.")
+        if not days:
+            raise UsageError("There is no day to compute: give a range from an earlier to a later day.")
         return cls(
             dates=tuple(date.fromisoformat(key) for key in keys),
             starts=tuple(day.start.astimezone(UTC) for day in days),

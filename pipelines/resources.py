@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import dagster as dg
@@ -40,8 +40,12 @@ def conninfo(*variables: str) -> str:
     try:
         match = re.fullmatch(r"postgres(?:ql)?(?:\+psycopg)?(://.*)", url)
         given = conninfo_to_dict("postgresql" + match[1]) if match else {}
-        # An unencoded password is taken apart into the other fields, which messages show.
-        if not match or not re.fullmatch(r"[0-9,]*", str(given.get("port", ""))) or "@" in str(given.get("host")):
+        # An unencoded password would be taken apart into other fields, which messages show: an @ ends the password, and
+        # there is no / before it.
+        address, _, query = url.partition("://")[2].partition("?")
+        user, *others = address.split("@")
+        is_taken_apart = len(others) > 1 or (others and "/" in user) or (query and "=" not in query.partition("&")[0])
+        if not match or is_taken_apart or not re.fullmatch(r"[0-9,]*", str(given.get("port", ""))):
             raise psycopg.ProgrammingError
         return make_conninfo("", **{"connect_timeout": "10", **given})
     except psycopg.ProgrammingError:
@@ -62,6 +66,7 @@ def create_engine(conninfo: str, *, pool_size: int = 1, **parameters: int | str)
         **given,
         "application_name": given.get("application_name") or APPLICATION_NAME,
         "options": " ".join(options).strip(),
+        "client_encoding": "UTF8",
     }
 
     def connect() -> psycopg.Connection[Any]:
@@ -87,7 +92,7 @@ def connected(engine: sa.Engine, conninfo: str) -> Iterator[sa.Connection]:
     try:
         try:
             connection = engine.connect()
-        except sa.exc.OperationalError as error:
+        except sa.exc.DBAPIError as error:
             given = conninfo_to_dict(conninfo)
             server = f"{given.get('host', 'the default host')}:{given.get('port', 5432)}"
             raise UsageError(
@@ -100,7 +105,7 @@ def connected(engine: sa.Engine, conninfo: str) -> Iterator[sa.Connection]:
         engine.dispose()
 
 
-def _reason(error: sa.exc.OperationalError) -> str:
+def _reason(error: sa.exc.DBAPIError) -> str:
     """The server's or libpq's own words, without the advice that follows them."""
     lines = str(error.orig).strip().splitlines()
     return lines[0].removeprefix("connection failed: ").rstrip(".")
@@ -139,11 +144,17 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
         self, engine: sa.Engine, tenants: Iterable[Tenant], work: Callable[[sa.Connection, Tenant], T]
     ) -> Iterator[tuple[Tenant, T | Exception]]:
         """Calls `work` for every tenant on one of several connections at once; yields what it returned or raised."""
+        working: set[psycopg.Connection[Any]] = set()
 
         def call(tenant: Tenant) -> tuple[Tenant, T | Exception]:
             try:
                 with engine.connect() as connection:
-                    result = work(connection, tenant)
+                    driver: Any = connection.connection.driver_connection
+                    working.add(driver)
+                    try:
+                        result = work(connection, tenant)
+                    finally:
+                        working.discard(driver)
                     connection.info["tenants"] = connection.info.get("tenants", 0) + 1
                     if connection.info["tenants"] >= _TENANTS_PER_CONNECTION:
                         connection.invalidate()
@@ -151,19 +162,33 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
             except Exception as error:
                 return tenant, error
 
-        executor = ThreadPoolExecutor(self.workers, thread_name_prefix="tenant")
+        executor = ThreadPoolExecutor(self._reachable(engine), thread_name_prefix="tenant")
         try:
             for future in as_completed([executor.submit(call, tenant) for tenant in tenants]):
                 yield future.result()
-        finally:  # Also when the run is interrupted: what has not begun is not begun any more.
-            executor.shutdown(cancel_futures=True)
+        finally:  # Also when the run is interrupted: what has not begun is not begun, what has is cancelled.
+            executor.shutdown(wait=False, cancel_futures=True)
+            for driver in list(working):
+                driver.cancel_safe(timeout=5)
+            executor.shutdown()
 
-    def make_durable(self, connection: sa.Connection, message: str) -> None:
+    def _reachable(self, engine: sa.Engine) -> int:
+        """How many workers the server has connections for, at least one; they wait in the pool."""
+        connections: list[sa.Connection] = []
+        with ExitStack() as stack:
+            for _ in range(self.workers):
+                try:
+                    connections.append(stack.enter_context(engine.connect()))
+                except sa.exc.OperationalError:
+                    break
+        return max(1, len(connections))
+
+    def make_durable(self, engine: sa.Engine, message: str) -> None:
         """Returns when everything that was committed before is on disk.
 
         The commit must write to the log itself: a SELECT or an update of nothing flushes nothing.
         """
-        with connection.begin():
+        with engine.connect() as connection, connection.begin():
             connection.execute(sa.text("SET LOCAL synchronous_commit = on"))
             connection.execute(
                 sa.text("SELECT pg_logical_emit_message(true, :prefix, :message)"),

@@ -58,9 +58,12 @@ def _date(env: Mapping[str, str], name: str, default: str) -> date:
     try:
         if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
             raise ValueError
-        return date.fromisoformat(text)
+        day = date.fromisoformat(text)
     except ValueError:
         raise UsageError(f"{name}={text!r} is not a date: write it as YYYY-MM-DD, for instance {default}.") from None
+    if not 1990 <= day.year <= 2100:
+        raise UsageError(f"{name}={text!r} is not allowed: give a day between the years 1990 and 2100.")
+    return day
 
 
 def _time_zone(env: Mapping[str, str], name: str, default: str) -> str:

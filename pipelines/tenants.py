@@ -4,6 +4,7 @@ The one place where a schema name becomes SQL (`quoted`, `on_tenant`). Everythin
 for all tenants, so it costs the same round trip for one tenant as for ten thousand, and needs no privilege on them.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,7 +15,7 @@ from psycopg import sql
 
 from models import TENANT
 from models.sources import MarketplaceJob, MarketplaceTask
-from models.stats import MarketplaceJobStats, MarketplaceJobStatsDay
+from models.stats import KEY, MarketplaceJobStats, MarketplaceJobStatsDay
 
 TENANT_PATTERN = "^user_[0-9]+$"
 """What a tenant's schema is called, as a regular expression of PostgreSQL; nothing else is a tenant."""
@@ -24,7 +25,7 @@ TEMPLATE_SCHEMA = "template_tenant"
 
 _STATS, _LEDGER = MarketplaceJobStats.__table__, MarketplaceJobStatsDay.__table__
 _SOURCES = {MarketplaceJob.__tablename__: "vinted_jobs", MarketplaceTask.__tablename__: "plugin_tasks"}
-_KEY = ("action_type_id", "date", "marketplace")
+_KEYS = {_STATS.name: KEY, _LEDGER.name: ("date",)}
 
 
 def quoted(schema: str) -> str:
@@ -60,9 +61,10 @@ _CATALOG = sa.text("""
            EXISTS (SELECT FROM pg_index i
                     WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
                       AND i.indpred IS NULL AND i.indexprs IS NULL
-                      AND :key = ARRAY (SELECT attname::text FROM pg_attribute
-                                         WHERE attrelid = c.oid AND attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
-                                         ORDER BY attname)) AS has_key
+                      AND string_to_array(CAST(:keys AS json) ->> c.relname, ',') =
+                          ARRAY (SELECT attname::text FROM pg_attribute
+                                  WHERE attrelid = c.oid AND attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
+                                  ORDER BY attname)) AS has_key
       FROM pg_namespace n
       LEFT JOIN pg_class c ON c.relnamespace = n.oid
                           AND (c.relname = ANY (:sources) AND c.relkind IN ('r', 'p', 'v', 'f')
@@ -72,7 +74,7 @@ _CATALOG = sa.text("""
 """).bindparams(
     sa.bindparam("sources", [*_SOURCES, *_SOURCES.values()], type_=sa.ARRAY(sa.Text)),
     sa.bindparam("targets", [_STATS.name, _LEDGER.name], type_=sa.ARRAY(sa.Text)),
-    sa.bindparam("key", list(_KEY), type_=sa.ARRAY(sa.Text)),
+    sa.bindparam("keys", json.dumps({table: ",".join(sorted(key)) for table, key in _KEYS.items()})),
     sa.bindparam("pattern", TENANT_PATTERN),
     sa.bindparam("only", type_=sa.ARRAY(sa.Text)),
 )
@@ -108,6 +110,7 @@ def _judge(schema: str, relations: dict[str, sa.Row[Any]]) -> Tenant:
             return Tenant(schema, failed=f"{target.name} is missing: {remedy}")
         if missing := sorted({column.name for column in target.columns} - set(relations[target.name].columns)):
             return Tenant(schema, failed=f"{target.name} lacks the columns {', '.join(missing)}: {remedy}")
-    if not relations[_STATS.name].has_key:
-        return Tenant(schema, failed=f"{_STATS.name} has no unique key on {', '.join(_KEY)}: {remedy}")
+        if not relations[target.name].has_key:
+            key = ", ".join(_KEYS[target.name])
+            return Tenant(schema, failed=f"{target.name} has no unique key on {key}: {remedy}")
     return Tenant(schema)

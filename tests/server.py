@@ -19,6 +19,7 @@ SETTINGS = {
     "max_connections": "100",
     "log_min_messages": "warning",
     "timezone": "'Asia/Kathmandu'",  # Nothing may depend on the server's zone.
+    "wal_writer_delay": "10s",  # So that nothing is on disk that was not asked for.
 }
 
 
@@ -28,7 +29,7 @@ def binaries() -> Path:
 
 
 @contextmanager
-def running_server() -> Iterator[str]:
+def running_server(**settings: str) -> Iterator[str]:
     """The conninfo of a new server, without a database name; the server and its data are gone afterwards."""
     # PostgreSQL refuses to run as root. A short path, because the name of a socket may not be long.
     user = ensure_user_exists("pgserver") if os.geteuid() == 0 else None
@@ -44,7 +45,7 @@ def running_server() -> Iterator[str]:
             )
 
         run("initdb", "-D", str(data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
-        lines = "\n".join(f"{name} = {value}" for name, value in SETTINGS.items())
+        lines = "\n".join(f"{name} = {value}" for name, value in (SETTINGS | settings).items())
         with (data / "postgresql.conf").open("a") as configuration:
             configuration.write(f"\n{lines}\nunix_socket_directories = '{folder}'\n")
         run("pg_ctl", "-D", str(data), "-w", "-l", str(data / "server.log"), "start")

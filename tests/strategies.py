@@ -42,7 +42,7 @@ MARKETPLACES = (*("vinted",) * 6, *("ebay",) * 4, "etsy", "Vinted", "vinted ", "
 JOB_STATUSES = (*("completed", "failed") * 4, *("cancelled", "expired") * 2, "pending", "running", "paused")
 TASK_STATUSES = (*("success", "failed", "timeout") * 3, "cancelled", "pending", "processing")
 ACTION_TYPE_IDS = (1, 1, 1, 1, 2, 2**31 - 1)
-RETRY_COUNTS = (0, 0, 1, 3, 2**31 - 1)
+RETRY_COUNTS = (0, 0, 1, 3, -2, 2**31 - 1)
 INFINITIES = ("infinity", "-infinity")
 US = dt.timedelta(microseconds=1)
 LIMIT_US = 2**31 * 1000

@@ -8,7 +8,7 @@ import dagster as dg
 import sqlalchemy as sa
 from pydantic import Field
 
-from assets.marketplace_job_stats.report import RunReport, action_codes
+from assets.marketplace_job_stats.report import RunReport, action_codes, explain
 from assets.marketplace_job_stats.upsert import TenantResult, write_tenant
 from assets.sources import column_schema, source_keys
 from models.stats import MarketplaceJobStats
@@ -72,8 +72,8 @@ def build_marketplace_job_stats(
     def marketplace_job_stats(
         context: dg.AssetExecutionContext, config: StatsConfig, tenant_database: TenantDatabase
     ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetMaterialization | dg.AssetObservation]:
-        window = Window.of(partitions, context.partition_keys)
         try:
+            window = Window.of(partitions, context.partition_keys)
             report = _compute(context, config, tenant_database, window)
         except UsageError as error:
             raise RunFailure(error.message) from None
@@ -120,8 +120,9 @@ def _compute(
             return found[0] if found else Tenant(tenant.schema, skipped="gone: dropped while the run went on")
 
     with database.connect() as (engine, connection):
-        tenants = _choose(connection, config.tenants)
-        report = RunReport(window, server_and_database(connection), action_codes(connection))
+        with connection:
+            tenants = _choose(connection, config.tenants)
+            report = RunReport(window, server_and_database(connection), action_codes(connection))
         context.log.info(f"Computing {window}, for {len(tenants)} tenants of {report.database}")
         for number, (tenant, outcome) in enumerate(database.for_each(engine, tenants, work), start=1):
             report.add(tenant, outcome)
@@ -129,8 +130,15 @@ def _compute(
                 context.log.error(f"{tenant.schema} failed: {report.failed[tenant.schema]}")
             if number % 1000 == 0:
                 context.log.info(f"{number} of {len(tenants)} tenants")
+        if not report.done and not report.failed:
+            raise UsageError(f"Nothing to compute in {report.database}. {report.reasons(report.skipped)}.")
         if report.done:
-            database.make_durable(connection, context.run.run_id)
+            try:
+                database.make_durable(engine, context.run.run_id)
+            except sa.exc.DBAPIError as error:
+                raise UsageError(
+                    f"{report.summary()}. But that may not be on disk: {explain(error)}. Run it again."
+                ) from None
     return report
 
 

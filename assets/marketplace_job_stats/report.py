@@ -47,14 +47,14 @@ def explain(error: Exception) -> str:
     """An error of a tenant as one sentence: the server's first line, the SQLSTATE, and the remedy if one is known."""
     if not isinstance(error, sa.exc.DBAPIError):
         return f"{type(error).__name__}: {error}"
-    sqlstate = getattr(error.orig, "sqlstate", None) or "no SQLSTATE: the connection was lost"
+    sqlstate = getattr(error.orig, "sqlstate", None)
     first_line = (str(error.orig).splitlines() or [type(error.orig).__name__])[0]
-    remedy = _REMEDIES.get(sqlstate)
-    return f"{first_line} ({sqlstate})" + (f": {remedy}" if remedy else "")
+    remedy = _REMEDIES.get(sqlstate or "")
+    return first_line + (f" (SQLSTATE {sqlstate})" if sqlstate else "") + (f": {remedy}" if remedy else "")
 
 
 class RunReport:
-    """Adds up what the tenants' transactions returned; bounded by the number of days, not of tenants."""
+    """Adds up what the tenants' transactions returned; of a tenant that was done, nothing is kept."""
 
     def __init__(self, window: Window, database: str, action_codes: Mapping[int, str]) -> None:
         self.window = window
@@ -128,6 +128,7 @@ class RunReport:
             "run_database": self.database,
             "run_days_held_back": self.held_back_count,
             "run_preview": _table(self._preview()),
+            "run_preview_of_actions": len(self._sums),
         }
         for name, reasons in (("run_tenants_failed", self.failed), ("run_tenants_skipped", self.skipped)):
             if reasons:
@@ -166,9 +167,13 @@ class RunReport:
 
     def failure(self) -> str:
         """What to say when tenants failed: how many, and the first few by name with their reason."""
-        first = "; ".join(f"{schema}: {reason}" for schema, reason in list(self.failed.items())[:3])
-        more = f"; and {len(self.failed) - 3} more" if len(self.failed) > 3 else ""
-        return f"{self.summary()}. Failed: {first}{more}."
+        return f"{self.summary()}. Failed: {self.reasons(self.failed)}."
+
+    @staticmethod
+    def reasons(tenants: Mapping[str, str]) -> str:
+        """The first few of the tenants with their reason."""
+        first = "; ".join(f"{schema}: {reason}" for schema, reason in list(tenants.items())[:3])
+        return first + (f"; and {len(tenants) - 3} more" if len(tenants) > 3 else "")
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue[Any]:
@@ -182,6 +187,7 @@ def action_codes(connection: sa.Connection) -> dict[int, str]:
     """The codes of the action types by id; empty if the table is missing or may not be read: codes are decoration."""
     try:
         with connection.begin():
-            return {row.id: row.code for row in connection.execute(sa.select(_types.c.id, _types.c.code))}
-    except sa.exc.ProgrammingError:
+            rows = connection.execute(sa.select(_types.c.id, _types.c.code))
+            return {row.id: row.code for row in rows if row.code is not None}
+    except sa.exc.DBAPIError:
         return {}

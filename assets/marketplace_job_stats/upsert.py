@@ -26,14 +26,13 @@ from assets.marketplace_job_stats.aggregate import (
     task_status,
     tasks,
 )
-from models.stats import MarketplaceJobStats, MarketplaceJobStatsDay
+from models.stats import KEY, MarketplaceJobStats, MarketplaceJobStatsDay
 from pipelines.partitions import Window
 from pipelines.tenants import on_tenant, quoted
 
 stats = MarketplaceJobStats.__table__
 ledger = MarketplaceJobStatsDay.__table__
 
-KEY = ("action_type_id", "marketplace", "date")
 NUMBERS = (*COUNTS, "avg_duration_ms")
 
 _first_date = sa.bindparam("first_date", type_=sa.Date)
@@ -175,7 +174,7 @@ def _compared(counted: sa.CTE, stored: sa.CTE) -> sa.CTE:
 
     def falls(names: Sequence[str]) -> sa.ColumnElement[bool]:
         # A stored null, from before the batch knew the column, is no number and cannot fall.
-        return sa.or_(*(sa.func.coalesce(known.c[name], 0) < sa.func.coalesce(stored.c[name], 0) for name in names))
+        return sa.func.coalesce(sa.or_(*(sa.func.coalesce(known.c[name], 0) < stored.c[name] for name in names)), False)
 
     differs = sa.or_(*(known.c[name].is_distinct_from(stored.c[name]) for name in NUMBERS))
     change = sa.case((stored.c.date.is_(None), "insert"), (known.c.date.is_(None), "delete"), (differs, "update"))

@@ -56,8 +56,11 @@ def _connect() -> psycopg.Connection[tuple[object, ...]]:
 
 def _run(*command: str) -> None:
     """One of the real commands, as a user would give it. Ends the demo with its exit status if it fails."""
-    # Dagster's command line announces its successor at each call, which is no news for the user of a demo.
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    # The demo works on its own database with the default settings, whatever else is configured. And Dagster's command
+    # line announces its successor at each call, which is no news for the user of a demo.
+    foreign = ("MIGRATION_DATABASE_URL", "STATS_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment["PYTHONWARNINGS"] = "ignore"
     status = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment).returncode
     if status:
         sys.exit(status)

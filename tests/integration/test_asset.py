@@ -7,8 +7,10 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
+import sqlalchemy as sa
 
 from pipelines.definitions import build_defs
+from pipelines.resources import TenantDatabase
 from pipelines.settings import Settings
 from tests import application
 from tests.conftest import url_of, wait_until
@@ -203,7 +205,7 @@ def test_one_bad_tenant_stops_no_other(connection: psycopg.Connection[Any], url:
     }
     failed = {record["tenant"]: record["reason"] for record in day["run_tenants_failed"]}
     assert failed["user_2"] == (
-        "marketplace_job_stats has no unique key on action_type_id, date, marketplace: "
+        "marketplace_job_stats has no unique key on action_type_id, marketplace, date: "
         "run `alembic -x tenant=user_2 upgrade head`"
     )
     assert failed["user_5"].startswith("marketplace_job_stats is missing: run `alembic")
@@ -244,7 +246,7 @@ def test_a_locked_tenant_fails_after_the_time_out(database: str, url: str) -> No
     with psycopg.connect(database) as other:
         other.execute("LOCK TABLE user_2.marketplace_job_stats IN SHARE MODE")
         result = materialize()
-    assert "user_2: canceling statement due to lock timeout (55P03)" in failure(result)
+    assert "user_2: canceling statement due to lock timeout (SQLSTATE 55P03)" in failure(result)
     assert metadata(result)[DAY]["tenants_done"] == 2
 
 
@@ -309,6 +311,82 @@ def test_without_action_types_the_numbers_are_right_and_the_code_unknown(
     assert result.success
     [record] = metadata(result)[DAY]["run_preview"]
     assert (record["action"], record["jobs"]) == ("unknown", 6)
+
+
+def test_if_every_tenant_fails_no_day_is_materialized(connection: psycopg.Connection[Any], url: str) -> None:
+    """A day in Dagit says that the day was run; here it was for nobody."""
+    for schema in TENANTS:
+        connection.execute(f"DROP TABLE {schema}.marketplace_job_stats_days")
+    result = materialize()
+    assert failure(result).startswith("0 tenants done, 0 skipped, 3 failed")
+    assert metadata(result) == {}
+
+
+def test_if_every_tenant_is_skipped_the_run_fails(connection: psycopg.Connection[Any], url: str) -> None:
+    """A database before the application's own rename is a mistake, not a success without rows."""
+    for schema in TENANTS:
+        connection.execute(f"ALTER TABLE {schema}.marketplace_jobs RENAME TO vinted_jobs")
+    result = materialize()
+    assert "user_1: marketplace_jobs still has vinted_jobs, its name before the rename" in failure(result)
+    assert metadata(result) == {}
+
+
+def test_every_number_of_a_day_is_reported(connection: psycopg.Connection[Any], url: str) -> None:
+    """Each reason and outcome has its own number; rows of the old live counter have nulls, which count as nothing."""
+    rows = [
+        job(id=11, marketplace="depop"),
+        job(id=12, marketplace="Vinted", status="expired"),
+        job(id=13, started_at=None),
+        job(id=14, status="cancelled"),
+        job(id=15, status="expired", action_type_id=2),
+        job(id=16, status="expired", action_type_id=2),
+    ]
+    application.insert(connection, "user_2", "marketplace_jobs", rows)
+    legacy = {"action_type_id": 1, "date": "2026-01-14", "total_jobs": 4, "success_count": 4}
+    application.insert(connection, "user_2", "marketplace_job_stats", [legacy])
+    materialize(DAY)
+    connection.execute("UPDATE user_2.marketplace_jobs SET retry_count = 5 WHERE id = 13")
+    connection.execute("UPDATE user_2.marketplace_jobs SET completed_at = '2001-01-01' WHERE id = 3")
+
+    day = metadata(materialize("2026-01-14", DAY))[DAY]
+
+    expected = {
+        "jobs": 7,
+        "failed_jobs": 3,
+        "cancelled_or_expired_jobs": 3,
+        "unknown_marketplace_jobs": 2,
+        "bad_duration_jobs": 1,
+        "rows_inserted": 0,
+        "rows_updated": 1,
+        "rows_deleted": 0,
+        "rows_unchanged": 3,
+        "run_preview_of_actions": 2,
+    }
+    assert {name: day[name] for name in expected} == expected
+    assert day["run_preview"][1] == {
+        "marketplace": "vinted",
+        "action": "update",
+        "jobs": 0,
+        "failed": 0,
+        "success %": None,
+        "mean ms": None,
+        "tasks": 0,
+        "retries": 0,
+    }
+
+
+def test_the_report_survives_a_lost_connection(
+    connection: psycopg.Connection[Any], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the last word cannot be had from the server, the run fails with what it did, in one sentence."""
+
+    def lost(*_: Any) -> None:
+        raise sa.exc.OperationalError("SELECT", {}, psycopg.OperationalError("the server is gone"))
+
+    monkeypatch.setattr(TenantDatabase, "make_durable", lost)
+    result = materialize()
+    assert failure(result).startswith("3 tenants done, 0 skipped, 0 failed; 3 rows changed, 0 days held back. But that")
+    assert metadata(result) == {}
 
 
 def test_a_run_is_durable_when_it_says_so(connection: psycopg.Connection[Any], url: str) -> None:

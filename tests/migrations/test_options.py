@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from migrations import drift
 from migrations.shape import ARCHIVE, LEDGER, NEW, OLD
+from pipelines.migration import migrate_tenants_job
 from tests import application
 from tests.conftest import url_of
 from tests.migrations.common import SCHEMAS, alembic, differences, shapes
@@ -201,3 +202,28 @@ def test_the_runs_role_is_granted_what_it_needs(
             connection.execute(f"SELECT FROM {schema}.marketplace_tasks")
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(f"DELETE FROM {schema}.marketplace_jobs")
+
+
+def test_the_job_does_the_same_from_dagit(
+    old_database: str, old_connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`migrate_tenants_job` migrates, says how many, and fails with the tenants named that it could not migrate."""
+    monkeypatch.setenv("DATABASE_URL", url_of(old_database))
+    old_connection.execute(f"ALTER TABLE {S}.{OLD} ALTER date TYPE text")
+    failed = migrate_tenants_job.execute_in_process(raise_on_error=False)
+    [event] = [event for event in failed.all_events if event.is_step_failure]
+    assert event.step_failure_data.error is not None
+    assert event.step_failure_data.error.message == (
+        f"1 of 4 schemas were not migrated. {S}: column date of {OLD} is of type text: change it to date."
+    )
+    assert differences(old_database, "user_10") == []
+
+    old_connection.execute(f"ALTER TABLE {S}.{OLD} ALTER date TYPE date USING date::date")
+    assert migrate_tenants_job.execute_in_process(raise_on_error=False).success
+    assert differences(old_database, S) == []
+
+    monkeypatch.setenv("DATABASE_URL", "postgresql://root:s3cret@127.0.0.1:1/shop")
+    down = migrate_tenants_job.execute_in_process(raise_on_error=False)
+    [event] = [event for event in down.all_events if event.is_step_failure]
+    assert event.step_failure_data.error is not None
+    assert event.step_failure_data.error.message.startswith("Error: Cannot connect to database shop on 127.0.0.1:1")

@@ -10,7 +10,7 @@ import pytest
 from models.stats import MarketplaceJobStats
 from pipelines.definitions import build_defs
 from pipelines.partitions import Window, day_partitions
-from pipelines.settings import Settings
+from pipelines.settings import Settings, UsageError
 
 KEY = dg.AssetKey(["marketplace_job_stats"])
 
@@ -84,5 +84,5 @@ def test_the_days_of_a_window_leave_no_instant_out(zone: str) -> None:
     assert len(window.dates) == 365
     lengths = {after - before for before, after in pairwise((*window.starts, window.end))}
     assert timedelta(hours=23) <= min(lengths) <= max(lengths) <= timedelta(hours=25)
-    with pytest.raises(ValueError, match="do not follow each other"):
+    with pytest.raises(UsageError, match="do not follow each other"):
         Window.of(partitions, keys)

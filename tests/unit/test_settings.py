@@ -20,6 +20,8 @@ def test_the_defaults_are_the_contract() -> None:
     [
         ("STATS_START_DATE", "2026-02-30"),
         ("STATS_START_DATE", "20260101"),
+        ("STATS_START_DATE", "0001-01-01"),
+        ("STATS_START_DATE", "9999-12-31"),
         ("STATS_TIMEZONE", "Mars"),
         ("STATS_TIMEZONE", "../../etc/passwd"),
         ("STATS_TIMEZONE", "Europe"),
@@ -49,6 +51,10 @@ def test_a_wrong_value_is_refused_in_one_sentence(name: str, value: str) -> None
         "host=localhost password=s3cret",
         "postgresql://root:s3cret/more@host/shop",  # A slash that should have been encoded.
         "postgresql://root:s3@cret@host/shop",
+        "postgresql://root:123/s3cret@host/shop",
+        "postgresql://localhost:1/s3cret@host/shop",
+        "postgresql://ro/ot:s3cret@host/shop",
+        "postgresql://root:12?s3cret@host/shop",
         "postgresql://root:s3cret@host/shop?no_such_option=1",
     ],
 )

@@ -1,0 +1,134 @@
+"""The lookup of tenants, and the connections that a run works with; on a real server."""
+
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from pipelines.resources import TenantDatabase, connected, create_engine
+from pipelines.settings import UsageError
+from pipelines.tenants import Tenant, find_tenants
+from tests import application
+from tests.conftest import url_of
+
+STATS, LEDGER = "user_2.marketplace_job_stats", "user_2.marketplace_job_stats_days"
+UNIQUE = "uq_marketplace_job_stats_action_marketplace_date"
+
+
+def tenants(engine: sa.Engine) -> dict[str, Tenant]:
+    with engine.connect() as connection:
+        return {tenant.schema: tenant for tenant in find_tenants(connection)}
+
+
+def test_tenants_come_in_numeric_order(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
+    """Not in the order of the letters, and without those that only look like tenants."""
+    for number in (3, 100, 20, 99999999999999999999):
+        application.clone_tenant(connection, f"user_{number}", ())
+    assert list(tenants(engine)) == [f"user_{n}" for n in (1, 2, 3, 10, 20, 100, 99999999999999999999)]
+
+
+@pytest.mark.parametrize(
+    ("sql", "failed"),
+    [
+        (f"ALTER TABLE {STATS} DROP COLUMN computed_at", "lacks the columns computed_at"),
+        (f"ALTER TABLE {LEDGER} DROP COLUMN run_id", "marketplace_job_stats_days lacks the columns run_id"),
+        (f"ALTER TABLE {LEDGER} DROP CONSTRAINT marketplace_job_stats_days_pkey", "has no unique key on date"),
+        (f"DROP TABLE {LEDGER}", "marketplace_job_stats_days is missing"),
+        (
+            f"ALTER TABLE {STATS} RENAME TO other; CREATE VIEW {STATS} AS SELECT * FROM user_2.other",
+            "marketplace_job_stats is missing",
+        ),
+        (
+            f"""ALTER TABLE {STATS} DROP CONSTRAINT {UNIQUE};
+                CREATE UNIQUE INDEX ON {STATS} (action_type_id, marketplace, date) WHERE total_jobs > 0""",
+            "has no unique key on action_type_id, marketplace, date",
+        ),
+        (
+            f"""ALTER TABLE {STATS} DROP CONSTRAINT {UNIQUE};
+                CREATE UNIQUE INDEX ON {STATS} (action_type_id, lower(marketplace), date)""",
+            "has no unique key on",
+        ),
+        (
+            f"""ALTER TABLE {STATS} DROP CONSTRAINT {UNIQUE};
+                CREATE UNIQUE INDEX ON {STATS} (action_type_id, date) INCLUDE (marketplace)""",
+            "has no unique key on",
+        ),
+    ],
+)
+def test_a_target_that_is_not_usable_is_failed_with_the_remedy(
+    connection: psycopg.Connection[Any], engine: sa.Engine, sql: str, failed: str
+) -> None:
+    """Columns, kinds and keys are judged by what they are; the tenant beside it is fine."""
+    connection.execute(sql.encode())
+    found = tenants(engine)
+    assert failed in (found["user_2"].failed or "")
+    assert (found["user_2"].failed or "").endswith(": run `alembic -x tenant=user_2 upgrade head`")
+    assert found["user_10"] == Tenant("user_10")
+
+
+def test_a_source_may_be_a_view(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
+    """Some applications left a view under the new name of their jobs."""
+    connection.execute("""
+        ALTER TABLE user_2.marketplace_jobs RENAME TO vinted_jobs;
+        CREATE VIEW user_2.marketplace_jobs AS SELECT * FROM user_2.vinted_jobs""")
+    assert tenants(engine)["user_2"] == Tenant("user_2")
+
+
+def test_a_run_has_its_time_outs_and_the_urls_own_options(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment and the URL say is what the server applies, on every connection of a run."""
+    url = f"{url_of(database)}&options=-c%20work_mem%3D7MB&application_name=mine"
+    monkeypatch.setenv("DATABASE_URL", url)
+    expected = {
+        "lock_timeout": "1s",
+        "statement_timeout": "2s",
+        "work_mem": "7MB",
+        "application_name": "mine",
+        "transaction_isolation": "repeatable read",
+        "synchronous_commit": "off",
+    }
+    resource = TenantDatabase(workers=2, lock_timeout_ms=1000, statement_timeout_ms=2000)
+    with resource.connect() as (engine, _), engine.connect() as connection:
+        found = {name: connection.scalar(sa.text(f"SHOW {name}")) for name in expected}
+    assert found == expected
+
+
+def test_few_connections_are_enough(
+    connection: psycopg.Connection[Any], database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the server has fewer connections than there are workers, those that there are do all the work."""
+    role = f"few_{connection.info.dbname}"
+    connection.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 2".encode())
+    monkeypatch.setenv("DATABASE_URL", url_of(database.replace("user=postgres", f"user={role}")))
+    resource = TenantDatabase(workers=8, lock_timeout_ms=1000, statement_timeout_ms=2000)
+    many = [Tenant(f"user_{number}") for number in range(50)]
+    with resource.connect() as (engine, first):
+        first.close()
+        found = dict(resource.for_each(engine, many, lambda c, tenant: c.scalar(sa.text("SELECT 1"))))
+    assert list(found.values()) == [1] * 50
+
+
+def test_an_interrupted_run_cancels_what_is_under_way(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stops a run does not wait for its statements."""
+    monkeypatch.setenv("DATABASE_URL", url_of(database))
+    resource = TenantDatabase(workers=2, lock_timeout_ms=1000, statement_timeout_ms=60_000)
+    with resource.connect() as (engine, connection):
+
+        def work(connection: sa.Connection, tenant: Tenant) -> None:
+            connection.execute(
+                sa.text("SELECT pg_sleep(:seconds)"), {"seconds": 0 if tenant.schema == "user_1" else 50}
+            )
+
+        results = resource.for_each(engine, [Tenant("user_1"), Tenant("user_2"), Tenant("user_3")], work)
+        next(results)
+        results.close()  # type: ignore[attr-defined]
+        sleeping = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND state = 'active'")
+        assert connection.scalar(sleeping) == 0
+
+
+def test_no_first_connection_is_one_sentence(monkeypatch: pytest.MonkeyPatch, server: str) -> None:
+    """Also what libpq refuses before it connects."""
+    conninfo = f"{server} dbname=postgres connect_timeout=abc"
+    told = "Cannot connect to database postgres on /tmp/"
+    with pytest.raises(UsageError, match=told), connected(create_engine(conninfo), conninfo):
+        pass
