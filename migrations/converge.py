@@ -199,13 +199,15 @@ def _converge(schema: str, table: Relation, legacy_view: bool, merged: Relation 
     stale_keys = [*table.unique_on(*OLD_KEY), *table.unique_on(*NEW_KEY)]
     good_key = next((key for key in keys if key.columns == NEW_KEY), None) if not must_dedupe else None
     stale_keys = [key for key in stale_keys if key is not good_key]
+    # Over some of the rows only, the old key would still keep the marketplaces apart.
+    stale_keys += [key for key in table.of_kind("w") if sorted(key.columns) == sorted(OLD_KEY)]
     changes += [f"DROP CONSTRAINT {quoted(key.name)}" for key in stale_keys if key.kind == "u"]
     changes += [f"DROP CONSTRAINT {quoted(key.name)}" for key in table.of_kind("p") if key.columns != ("id",)]
     changes += _added_columns(table, wanted)
     if changes:
         yield f"ALTER TABLE {name} {', '.join(changes)}"
     for index in stale_keys:
-        if index.kind == "i":
+        if index.kind in "iw":
             yield f"DROP INDEX {schema}.{quoted(index.name)}"
 
     yield from _normalise(name, table, wanted, bool(is_certain))

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from migrations.converge import VIEW_READ_BACK, has_legacy_view
 from migrations.shape import LEDGER, NEW, OLD, Relation, Shape, read_shapes
 from models.stats import StatsBase
-from pipelines.resources import connected, conninfo, create_engine, server_and_database
+from pipelines.database import connected, conninfo, create_engine, server_and_database
 from pipelines.tenants import find_schemas
 
 

@@ -14,9 +14,9 @@ from alembic import context
 
 from migrations import summary
 from migrations.grants import run_role
-from migrations.runner import connect, migrate_all
+from migrations.runner import connect, migrate_all, read_all_versions
 from migrations.tenant import Command, Outcome
-from pipelines.resources import connected, conninfo, server_and_database
+from pipelines.database import connected, conninfo, make_durable, server_and_database
 from pipelines.settings import UsageError
 from pipelines.tenants import TEMPLATE_SCHEMA, find_schemas
 
@@ -30,8 +30,9 @@ def main() -> int:
     options = {str(name): str(value) for name, value in context.get_x_argument(as_dictionary=True).items()}
     if unknown := sorted(options.keys() - OPTIONS):
         raise UsageError(f"-x {unknown[0]} is not known: use one of {', '.join(sorted(OPTIONS))}.")
+    name = _command_name()
     command = Command(
-        name=_command_name(),
+        name=name,
         head=str(context.get_head_revision()),
         revisions=frozenset(script.revision for script in context.script.walk_revisions()),
         legacy_view=_yes_or_no(options, "legacy_view"),
@@ -43,7 +44,12 @@ def main() -> int:
     engine = connect(where)
     with connected(engine, where) as connection:
         database = server_and_database(connection)
-        print(f"Migrating {database}", flush=True)
+        print(f"{name.capitalize()} of {database}", flush=True)
+        if name == "current":
+            with connection.begin():
+                schemas = _schemas(connection, options.get("tenant"), database)
+            summary.print_versions(read_all_versions(engine, schemas), command.head)
+            return 0
         outcomes: dict[str, Outcome] = {}
         # New customers are taken along; after a few rounds the rest is left to the next run.
         for _ in range(3):
@@ -53,6 +59,8 @@ def main() -> int:
                 break
             found = migrate_all(engine, schemas, command, where)
             outcomes |= {outcome.schema: outcome for outcome in summary.progress(found, len(schemas))}
+        if any(outcome.status == "done" for outcome in outcomes.values()) and not command.dry_run:
+            make_durable(engine, name)
 
     results = list(outcomes.values())
     if command.dry_run:
@@ -77,9 +85,12 @@ def _schemas(connection: sa.Connection, only: str | None, database: str) -> list
 
 
 def _command_name() -> str:
-    """Alembic's command, if it came from the command line; else one that takes no short cuts."""
+    """Alembic's command. Raises UsageError if it is none that makes sense here."""
     command = getattr(context.config.cmd_opts, "cmd", None)
-    return str(command[0].__name__) if command else "unknown"
+    name = str(command[0].__name__) if command else "this"
+    if name not in ("upgrade", "downgrade", "current"):
+        raise UsageError(f"{name} is not for many schemas: on the command line, use upgrade, downgrade or current.")
+    return name
 
 
 def _yes_or_no(options: dict[str, str], name: str) -> bool | None:

@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 from migrations.converge import Plan
 from migrations.shape import LEDGER, NEW, OLD
 from models.sources import MarketplaceJob, MarketplaceTask
-from pipelines.resources import conninfo
+from pipelines.database import conninfo
 from pipelines.tenants import quoted
 
 # What is missing: the schema, the tables, and the sequence that the ids of our table come from, which may be in the

@@ -16,8 +16,8 @@ from alembic import context
 from migrations.converge import Plan, Refusal, has_legacy_view
 from migrations.grants import missing_grants
 from migrations.shape import VERSION, read_fingerprints, read_shapes, read_versions
-from migrations.tenant import Command, Found, Outcome, look, migrate
-from pipelines.resources import create_engine
+from migrations.tenant import Command, Found, Outcome, failed, look, migrate
+from pipelines.database import create_engine
 from pipelines.settings import Settings
 from pipelines.tenants import TEMPLATE_SCHEMA
 
@@ -36,6 +36,7 @@ def connect(where: str) -> sa.Engine:
         lock_timeout=settings.lock_timeout_ms,
         statement_timeout=settings.statement_timeout_ms,
         jit="off",
+        synchronous_commit="off",  # One commit at the end waits for the disk: see make_durable.
     )
 
 
@@ -61,6 +62,15 @@ def migrate_all(engine: sa.Engine, schemas: Sequence[str], command: Command, whe
     workers = min(_workers(), len(batches))
     with ProcessPoolExecutor(workers, fork, initializer=_start_worker, initargs=(command, where)) as pool:
         yield from pool.map(_work, batches)
+
+
+def read_all_versions(engine: sa.Engine, schemas: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The version record of each schema; an empty one if there is none."""
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(schemas, ())
+    for batch in _batches(schemas, 100):
+        with engine.connect() as connection:
+            found |= {schema: version or () for schema, (_, version) in look(connection, batch).items()}
+    return found
 
 
 def _settled(engine: sa.Engine, schemas: Sequence[str], command: Command) -> list[Outcome]:
@@ -113,7 +123,11 @@ def _batches(schemas: Sequence[str], size: int) -> list[Sequence[str]]:
 
 
 def _migrate_batch(engine: sa.Engine, schemas: Sequence[str], command: Command) -> list[Outcome]:
-    with engine.connect() as connection:
+    try:
+        connection = engine.connect()
+    except sa.exc.OperationalError as error:
+        return [failed(schema, None, error) for schema in schemas]
+    with connection:
         try:
             found: dict[str, Found] = look(connection, schemas)
         except sa.exc.DBAPIError:

@@ -29,10 +29,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Constraint:
-    """A constraint, or a unique index that belongs to none (`kind` i)."""
+    """A constraint, or a unique index that belongs to none."""
 
     name: str
-    kind: str  # p primary key, u unique, f foreign key, c check, i unique index
+    kind: str  # p primary key, u unique, f foreign key, c check, i unique index, w one with a WHERE
     columns: tuple[str, ...]
     definition: str
 
@@ -76,45 +76,49 @@ class Shape:
         return relation if relation and relation.kind == "v" else None
 
 
-# One row per relation. A unique index with a predicate or an expression is no key, so it is left out, and so is one
-# that an interrupted concurrent build left invalid.
+# One row per relation. An index on expressions is nothing that we know, so it is left out, and so is one that an
+# interrupted concurrent build left invalid. Of views and of the version table nothing but their being there matters.
 _CATALOG = """
     SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind, quote_ident(r.rolname) AS owner,
-           (SELECT json_agg(json_build_array(a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+           CASE WHEN {detailed} THEN (
+            SELECT json_agg(json_build_array(a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
                         CASE WHEN a.attidentity <> '' THEN 'identity' ELSE pg_get_expr(d.adbin, d.adrelid) END)
                             ORDER BY a.attnum)
               FROM pg_attribute a
               LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns,
-           (SELECT json_agg(json_build_array(k.conname, k.contype, pg_get_constraintdef(k.oid),
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) END AS columns,
+           CASE WHEN {detailed} THEN (
+            SELECT json_agg(json_build_array(k.conname, k.contype, pg_get_constraintdef(k.oid),
                         ARRAY (SELECT attname FROM unnest(k.conkey) WITH ORDINALITY AS u (num, place)
                                  JOIN pg_attribute ON attrelid = c.oid AND attnum = u.num ORDER BY place))
                             ORDER BY k.conname)
-              FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype IN ('p', 'u', 'f', 'c')) AS constraints,
-           (SELECT json_agg(json_build_array(x.relname, i.indisunique,
+              FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype IN ('p', 'u', 'f', 'c')) END AS constraints,
+           CASE WHEN {detailed} THEN (
+            SELECT json_agg(json_build_array(x.relname, i.indisunique, i.indpred IS NOT NULL,
                         ARRAY (SELECT attname
                                  FROM unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY AS u (num, place)
                                  JOIN pg_attribute ON attrelid = c.oid AND attnum = u.num ORDER BY place))
                             ORDER BY x.relname)
               FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
-             WHERE i.indrelid = c.oid AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indisvalid
+             WHERE i.indrelid = c.oid AND i.indexprs IS NULL AND i.indisvalid
                AND NOT EXISTS (SELECT FROM pg_constraint k
                                 WHERE k.conrelid = c.oid AND k.conindid = i.indexrelid AND k.contype IN ('p', 'u'))
-           ) AS indexes,
+           ) END AS indexes,
            (SELECT json_agg(json_build_array(
                         CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END,
                         g.privilege_type) ORDER BY g.grantee, g.privilege_type)
               FROM aclexplode(c.relacl) g WHERE g.grantee <> c.relowner) AS grants,
-           (SELECT json_agg(s.oid::regclass::text ORDER BY s.oid)
+           CASE WHEN {detailed} THEN (
+            SELECT json_agg(s.oid::regclass::text ORDER BY s.oid)
               FROM pg_depend o JOIN pg_class s ON s.oid = o.objid AND s.relkind = 'S'
              WHERE o.refobjid = c.oid AND o.refclassid = 'pg_class'::regclass AND o.classid = 'pg_class'::regclass
-               AND o.deptype = 'a') AS owned_sequences,
+               AND o.deptype = 'a') END AS owned_sequences,
            CASE c.relkind WHEN 'v' THEN pg_get_viewdef(c.oid) END AS view
       FROM pg_namespace n
       JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = ANY (:names)
       JOIN pg_roles r ON r.oid = c.relowner
      WHERE n.nspname = ANY (:schemas) AND c.relkind NOT IN ('i', 'I', 'S')
-"""
+""".format(detailed=f"c.relkind <> 'v' AND c.relname <> '{VERSION}'")
 _PARAMETERS = (
     sa.bindparam("names", [OLD, NEW, LEDGER, ARCHIVE, VERSION], type_=sa.ARRAY(sa.Text)),
     sa.bindparam("schemas", type_=sa.ARRAY(sa.Text)),
@@ -171,9 +175,15 @@ def _relation(row: sa.Row[Any]) -> Relation:
         columns={name: Column(type_, not_null, default) for name, type_, not_null, default in row.columns or []},
         constraints=(
             *(Constraint(name, kind, tuple(columns), text) for name, kind, text, columns in row.constraints or []),
-            *(Constraint(name, "i", tuple(columns), "") for name, is_unique, columns in indexes if is_unique),
+            *(
+                Constraint(name, "w" if is_partial else "i", tuple(columns), "")
+                for name, is_unique, is_partial, columns in indexes
+                if is_unique
+            ),
         ),
-        indexes={name: tuple(columns) for name, is_unique, columns in indexes if not is_unique},
+        indexes={
+            name: tuple(columns) for name, is_unique, is_partial, columns in indexes if not (is_unique or is_partial)
+        },
         grants=tuple((role, privilege) for role, privilege in row.grants or []),
         owned_sequences=tuple(row.owned_sequences or []),
         view=_select(row.view) if row.view else None,

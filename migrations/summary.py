@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +40,16 @@ def print_dry_run(outcomes: Iterable[Outcome]) -> None:
                 click.echo(f"{statement.strip()};")
         elif outcome.status == "done":
             click.echo(f"\n-- {outcome.schema}: {outcome.state}; only the version record is written")
+
+
+def print_versions(versions: Mapping[str, Sequence[str]], head: str) -> None:
+    """Which revisions are recorded, and in how many schemas; the first few by name where it is not the head."""
+    schemas: dict[str, list[str]] = {}
+    for schema, version in versions.items():
+        schemas.setdefault(", ".join(version) or "no record", []).append(schema)
+    for version, names in schemas.items():
+        some = "" if version == head else f": {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+        click.echo(f"{version}{' (head)' if version == head else ''}, {len(names)} schemas{some}")
 
 
 def print_summary(outcomes: Sequence[Outcome], dry_run: bool) -> None:

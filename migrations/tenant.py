@@ -54,12 +54,11 @@ class Outcome:
 class Command:
     """What is to be done to every schema."""
 
-    name: str  # Alembic's: upgrade, downgrade, current ...
+    name: str  # Alembic's: upgrade or downgrade.
     head: str
     revisions: frozenset[str]
-    legacy_view: (
-        bool | None
-    )  # As the operator said; None: what a migrated tenant has, and a new one gets as the template.
+    # As the operator said; None: a migrated tenant keeps what it has, and a new one gets what the template has.
+    legacy_view: bool | None
     archive: bool
     dry_run: bool
     run_role: str | None = None  # What is granted to, if the migration has a role of its own.
@@ -115,7 +114,7 @@ def migrate(
             # Another migrator has written the version record first.
             may_pass, outcome = True, Outcome(schema, "failed", _state(found), str(error), remedy="run it again")
         except sa.exc.DBAPIError as error:
-            may_pass, outcome = _may_pass(error), _failed(schema, found, error)
+            may_pass, outcome = _may_pass(error), failed(schema, found, error)
         before, found = found, None
     return outcome
 
@@ -171,7 +170,8 @@ def _state(found: Found | None) -> str:
     return f"with {' and '.join(tables)}" if tables else "with neither table"
 
 
-def _failed(schema: str, found: Found | None, error: sa.exc.DBAPIError) -> Outcome:
+def failed(schema: str, found: Found | None, error: sa.exc.DBAPIError) -> Outcome:
+    """The outcome of an error of the database: its first line, the SQLSTATE, and what to do."""
     sqlstate = getattr(error.orig, "sqlstate", None)
     diagnosis = getattr(error.orig, "diag", None)
     constraint = getattr(diagnosis, "constraint_name", None) or ""

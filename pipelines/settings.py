@@ -1,7 +1,7 @@
 """The configuration, read from the environment once and checked: every wrong value is refused with what is allowed.
 
 What belongs here: names, defaults and limits of the environment variables. `DATABASE_URL` is read where connections are
-made (`pipelines.resources`), so that no object that Dagster may show ever holds a password.
+made (`pipelines.database`), so that no object that Dagster may show ever holds a password.
 """
 
 import os

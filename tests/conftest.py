@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from pipelines.resources import create_engine
+from pipelines.database import create_engine
 from tests import application
 from tests.server import running_server
 

@@ -12,9 +12,10 @@ from assets.marketplace_job_stats.report import RunReport, action_codes, explain
 from assets.marketplace_job_stats.upsert import TenantResult, write_tenant
 from assets.sources import column_schema, source_keys
 from models.stats import MarketplaceJobStats
+from pipelines.database import make_durable, server_and_database
 from pipelines.failure import RunFailure
 from pipelines.partitions import Window
-from pipelines.resources import TenantDatabase, server_and_database
+from pipelines.resources import TenantDatabase
 from pipelines.settings import UsageError
 from pipelines.tenants import Tenant, find_tenants
 
@@ -134,7 +135,7 @@ def _compute(
             raise UsageError(f"Nothing to compute in {report.database}. {report.reasons(report.skipped)}.")
         if report.done:
             try:
-                database.make_durable(engine, context.run.run_id)
+                make_durable(engine, context.run.run_id)
             except sa.exc.DBAPIError as error:
                 raise UsageError(
                     f"{report.summary()}. But that may not be on disk: {explain(error)}. Run it again."

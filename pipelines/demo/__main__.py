@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 import click
 import psycopg
 
+from pipelines.database import conninfo
 from pipelines.demo import data, tables
 from pipelines.local import ROOT
-from pipelines.resources import conninfo
 from pipelines.settings import UsageError
 
 COMPARED = "user_7"

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from assets.marketplace_job_stats import asset
 from pipelines.definitions import build_defs
-from pipelines.resources import TenantDatabase
 from pipelines.settings import Settings
 from tests import application
 from tests.conftest import url_of, wait_until
@@ -383,7 +383,7 @@ def test_the_report_survives_a_lost_connection(
     def lost(*_: Any) -> None:
         raise sa.exc.OperationalError("SELECT", {}, psycopg.OperationalError("the server is gone"))
 
-    monkeypatch.setattr(TenantDatabase, "make_durable", lost)
+    monkeypatch.setattr(asset, "make_durable", lost)
     result = materialize()
     assert failure(result).startswith("3 tenants done, 0 skipped, 0 failed; 3 rows changed, 0 days held back. But that")
     assert metadata(result) == {}

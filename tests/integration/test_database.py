@@ -6,7 +6,8 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from pipelines.resources import TenantDatabase, connected, create_engine
+from pipelines.database import connected, create_engine
+from pipelines.resources import TenantDatabase
 from pipelines.settings import UsageError
 from pipelines.tenants import Tenant, find_tenants
 from tests import application

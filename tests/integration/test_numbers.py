@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assets.marketplace_job_stats.upsert import write_tenant
+from pipelines.database import create_engine
 from pipelines.partitions import Window
-from pipelines.resources import create_engine
 from tests import application, strategies
 from tests.conftest import create_database
 from tests.reference import (

@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 
 from migrations.shape import LEDGER, NEW, Shape, read_shapes
 from models.stats import StatsBase
-from pipelines.resources import create_engine
+from pipelines.database import create_engine
 from tests.conftest import ROOT, url_of
 
 SCHEMAS = ("template_tenant", "user_1", "user_2", "user_10")

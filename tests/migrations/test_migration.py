@@ -24,6 +24,13 @@ def test_every_tenant_becomes_the_canonical_table(old_database: str, old_connect
         assert rows == [(*OLD_ROW.values(), 1234, "vinted", None)]
 
 
+def test_what_is_done_is_on_disk(old_database: str, old_connection: psycopg.Connection[Any]) -> None:
+    """Promise 22 for the migration: when it says done, the log is on disk beyond every tenant's commit."""
+    alembic(old_database, "upgrade", "head")
+    flushed = old_connection.execute("SELECT pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()").fetchone()
+    assert flushed == (True,)
+
+
 def test_the_check_constraint_refuses_other_marketplaces(
     old_database: str, old_connection: psycopg.Connection[Any]
 ) -> None:

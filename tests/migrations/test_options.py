@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from migrations import drift
-from migrations.shape import ARCHIVE, LEDGER, NEW, OLD
+from migrations.shape import ARCHIVE, LEDGER, NEW, OLD, VERSION
 from pipelines.migration import migrate_tenants_job
 from tests import application
 from tests.conftest import url_of
@@ -64,12 +64,26 @@ def test_the_report_tells_all_of_every_schema(
         (("-x", "dry_run=true", "upgrade", "head"), "-x dry_run=true is not allowed: say yes or no."),
         (("-x", "tenant=user_99", "upgrade", "head"), "There is no tenant user_99 in database"),
         (("upgrade", "head", "--sql"), "There is no offline mode here: use -x dry_run=yes"),
+        (("stamp", "head"), "stamp is not for many schemas: on the command line, use upgrade, downgrade or current."),
     ],
 )
 def test_a_wrong_option_is_one_sentence(old_database: str, arguments: tuple[str, ...], sentence: str) -> None:
     """Nothing is done, and the exit status says so."""
     assert sentence in alembic(old_database, *arguments, status=1)
     assert set(shapes(old_database)["user_1"].relations) == {OLD}
+
+
+def test_current_tells_what_is_recorded(old_database: str, old_connection: psycopg.Connection[Any]) -> None:
+    """By revision, with the schemas that are not at the head by name; and it changes no record, known or not."""
+    alembic(old_database, "-x", f"tenant={S}", "upgrade", "head")
+    alembic(old_database, "-x", "tenant=user_1", "upgrade", "head")
+    old_connection.execute(f"UPDATE user_1.{VERSION} SET version_num = 'beef'")
+    assert alembic(old_database, "current").splitlines()[1:] == [
+        "no record, 2 schemas: template_tenant, user_10",
+        "beef, 1 schemas: user_1",
+        "0001 (head), 1 schemas",
+    ]
+    assert old_connection.execute(f"SELECT * FROM user_1.{VERSION}").fetchall() == [("beef",)]
 
 
 def test_nothing_done_is_status_1(old_database: str, old_connection: psycopg.Connection[Any]) -> None:

@@ -4,7 +4,7 @@ from datetime import date
 
 import pytest
 
-from pipelines.resources import conninfo
+from pipelines.database import conninfo
 from pipelines.settings import Settings, UsageError
 
 
