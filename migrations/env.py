@@ -30,6 +30,9 @@ def main() -> int:
     options = {str(name): str(value) for name, value in context.get_x_argument(as_dictionary=True).items()}
     if unknown := sorted(options.keys() - OPTIONS):
         raise UsageError(f"-x {unknown[0]} is not known: use one of {', '.join(sorted(OPTIONS))}.")
+    report = Path(options["report"]) if options.get("report") else None
+    if report and not report.absolute().parent.is_dir():
+        raise UsageError(f"-x report={report}: there is no folder {report.parent}.")
     name = _command_name()
     command = Command(
         name=name,
@@ -66,8 +69,8 @@ def main() -> int:
     if command.dry_run:
         summary.print_dry_run(results)
     summary.print_summary(results, command.dry_run)
-    if report := options.get("report"):
-        summary.write_report(Path(report), database, results)
+    if report:
+        summary.write_report(report, database, results)
     failed = sum(outcome.status == "failed" for outcome in results)
     return 0 if not failed else 1 if failed == len(results) else 3
 
@@ -105,6 +108,9 @@ try:
     status = main()
 except UsageError as error:
     print(f"Error: {error.message}", file=sys.stderr)
+    status = 1
+except sa.exc.DBAPIError as error:  # Between the tenants: the server has gone.
+    print(f"Error: {str(error.orig).splitlines()[0]}. Give the same command again to resume.", file=sys.stderr)
     status = 1
 if status:
     sys.exit(status)

@@ -64,6 +64,8 @@ def test_the_report_tells_all_of_every_schema(
         (("-x", "dry_run=true", "upgrade", "head"), "-x dry_run=true is not allowed: say yes or no."),
         (("-x", "tenant=user_99", "upgrade", "head"), "There is no tenant user_99 in database"),
         (("upgrade", "head", "--sql"), "There is no offline mode here: use -x dry_run=yes"),
+        (("-x", "report=/no/such/folder/r.json", "upgrade", "head"), "there is no folder /no/such/folder"),
+        (("-x", "tenant", "upgrade", "head"), "There is no tenant  in database"),
         (("stamp", "head"), "stamp is not for many schemas: on the command line, use upgrade, downgrade or current."),
     ],
 )
