@@ -38,6 +38,7 @@ def print_dry_run(outcomes: Iterable[Outcome]) -> None:
             click.echo(f"\n-- {outcome.schema}: {outcome.state}")
             for statement in outcome.statements:
                 click.echo(f"{statement.strip()};")
+            click.echo("-- and the version record")
         elif outcome.status == "done":
             click.echo(f"\n-- {outcome.schema}: {outcome.state}; only the version record is written")
 

@@ -81,7 +81,7 @@ def test_a_backend_terminated_after_any_statement_leaves_no_third_state(
 def test_a_killed_process_leaves_no_third_state(
     old_database: str, old_connection: psycopg.Connection[Any], n: int
 ) -> None:
-    """`kill -9` after each DDL statement in turn, before the commit: the tenant is as it was, and a rerun brings it over."""
+    """`kill -9` after each DDL statement in turn: the tenant is as it was, and a rerun brings it over."""
     old_connection.execute(BOTH)
     before = shapes(old_database)[S]
     old_connection.execute(FAULT.format(n=n, act="pg_sleep(60)").encode())
