@@ -32,7 +32,7 @@ lint: install ## Check style and types.
 lock: install ## Pin the newest versions that pyproject.toml allows.
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
-		--no-strip-extras --no-emit-index-url --no-emit-find-links --no-header --upgrade --quiet -o requirements.lock
+		--no-strip-extras --no-header --upgrade --quiet -o requirements.lock
 
 bench: install ## Measure against the limits, on a PostgreSQL of its own; a small size. See docs/migration.md.
 	$(BIN)/python -m tests.benchmarks.migration

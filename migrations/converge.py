@@ -11,59 +11,31 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from migrations.canonical import (
+    ADDED_COLUMNS,
+    BIGINT,
+    CHECK,
+    CHECK_SQL,
+    COLUMNS,
+    INDEX,
+    INTEGER,
+    LEDGER_COLUMNS,
+    LEDGER_SQL,
+    LOSSLESS,
+    MARKETPLACE,
+    MARKETPLACES,
+    NEW_KEY,
+    NEW_TABLE_SQL,
+    OLD_KEY,
+    OLD_UNIQUE,
+    TIMESTAMP,
+    UNIQUE,
+    VIEW_READ_BACK,
+    VIEW_SQL,
+    definition,
+)
 from migrations.shape import ARCHIVE, LEDGER, NEW, OLD, Column, Constraint, Relation, Shape
 from pipelines.tenants import quoted
-
-UNIQUE = "uq_marketplace_job_stats_action_marketplace_date"
-CHECK = "ck_marketplace_job_stats_marketplace"
-INDEX = "ix_marketplace_job_stats_marketplace_created_at"
-OLD_UNIQUE = "uq_vinted_job_stats_action_date"
-LOSSLESS = "ck_vinted_job_stats_lossless_downgrade"
-OLD_KEY = ("action_type_id", "date")
-NEW_KEY = ("action_type_id", "marketplace", "date")
-MARKETPLACES = ("vinted", "ebay", "etsy")
-
-CHECK_SQL = "CHECK (marketplace IN ({}))".format(", ".join(f"'{name}'" for name in MARKETPLACES))
-
-INTEGER, BIGINT, TIMESTAMP = "integer", "bigint", "timestamp with time zone"
-MARKETPLACE = "character varying(20)"
-# Our columns in the order of a new table: type, whether null is refused, and the default.
-OLD_COLUMNS = {
-    "action_type_id": Column(INTEGER, True, None),
-    "date": Column("date", True, None),
-    "total_jobs": Column(INTEGER, True, "0"),
-    "success_count": Column(INTEGER, True, "0"),
-    "failure_count": Column(INTEGER, True, "0"),
-    "avg_duration_ms": Column(INTEGER, False, None),
-    "created_at": Column(TIMESTAMP, True, "now()"),
-}
-ADDED_COLUMNS = {
-    "marketplace": Column(MARKETPLACE, True, "'vinted'::character varying"),
-    "cancelled_count": Column(INTEGER, False, None),
-    "expired_count": Column(INTEGER, False, None),
-    "retry_count": Column(BIGINT, False, None),
-    "duration_count": Column(INTEGER, False, None),
-    "duration_sum_ms": Column(BIGINT, False, None),
-    "total_tasks": Column(INTEGER, False, None),
-    "task_success_count": Column(INTEGER, False, None),
-    "task_failure_count": Column(INTEGER, False, None),
-    "task_retry_count": Column(BIGINT, False, None),
-    "computed_at": Column(TIMESTAMP, False, None),
-}
-COLUMNS = OLD_COLUMNS | ADDED_COLUMNS
-LEDGER_COLUMNS = {
-    "date": Column("date", True, None),
-    "outcome": Column("character varying(20)", True, None),
-    "time_zone": Column("text", True, None),
-    "job_count": Column(INTEGER, True, None),
-    "task_count": Column(INTEGER, True, None),
-    "stored_job_count": Column(INTEGER, True, None),
-    "stored_task_count": Column(INTEGER, True, None),
-    "unknown_marketplace_count": Column(INTEGER, True, None),
-    "bad_duration_count": Column(INTEGER, True, None),
-    "run_id": Column("text", True, None),
-    "changed_at": Column(TIMESTAMP, True, None),
-}
 
 # What stands in for a null of the old table where there must be none.
 _FILLED = {
@@ -74,11 +46,6 @@ _FILLED = {
     "marketplace": "'vinted'",
 }
 _NUMBERS = ("smallint", INTEGER, BIGINT, "real", "double precision")
-
-# What the old readers and writers see under the old name. PostgreSQL lets them write through it.
-_VIEW_COLUMNS = ("id", *OLD_COLUMNS)
-VIEW_SQL = f"SELECT {', '.join(_VIEW_COLUMNS)} FROM {{table}} WHERE marketplace = 'vinted'"
-VIEW_READ_BACK = f"SELECT {', '.join(_VIEW_COLUMNS)} FROM {NEW} WHERE ((marketplace)::text = 'vinted'::text)"
 
 
 class Refusal(Exception):
@@ -164,7 +131,7 @@ def _upgrade(shape: Shape, legacy_view: bool) -> Iterator[str]:
     if old and not new:
         yield f"ALTER TABLE {schema}.{OLD} RENAME TO {NEW}"
     if table is None:
-        yield f"CREATE TABLE {schema}.{NEW} (id serial, {_definitions(COLUMNS)}, {_constraints()})"
+        yield f"CREATE TABLE {schema}.{NEW} {NEW_TABLE_SQL}"
         if not legacy_view:
             yield f"ALTER TABLE {schema}.{NEW} ALTER marketplace DROP DEFAULT"
     yield from changes
@@ -239,7 +206,7 @@ def _added_columns(table: Relation, wanted: dict[str, Column]) -> Iterator[str]:
     # A constant default rewrites nothing; it is what makes the rows from before the rename 'vinted'.
     for name, column in wanted.items():
         if name not in table.columns:
-            yield f"ADD COLUMN {name} {_definition(COLUMNS[name])}"
+            yield f"ADD COLUMN {name} {definition(COLUMNS[name])}"
             if COLUMNS[name] != column:
                 yield f"ALTER {name} DROP DEFAULT"
 
@@ -355,11 +322,7 @@ def _ledger(schema: str, table: Relation | None) -> Iterator[str]:
         return
     if table:
         yield f"DROP TABLE {schema}.{LEDGER}"
-    yield (
-        f"CREATE TABLE {schema}.{LEDGER} ({_definitions(LEDGER_COLUMNS)}, "
-        f"CONSTRAINT {LEDGER}_pkey PRIMARY KEY (date), "
-        f"CONSTRAINT ck_{LEDGER}_outcome CHECK (outcome IN ('computed', 'held_back')))"
-    )
+    yield f"CREATE TABLE {schema}.{LEDGER} {LEDGER_SQL}"
 
 
 def _create_view(schema: str, source: Relation | None) -> Iterator[str]:
@@ -414,20 +377,3 @@ def _downgrade(shape: Shape, archive: bool) -> Iterator[str]:
     yield f"ALTER TABLE {schema}.{NEW} RENAME TO {OLD}"
     if shape.table(LEDGER):
         yield f"DROP TABLE {schema}.{LEDGER}"
-
-
-def _definitions(columns: dict[str, Column]) -> str:
-    return ", ".join(f"{name} {_definition(column)}" for name, column in columns.items())
-
-
-def _definition(column: Column) -> str:
-    null = " NOT NULL" if column.not_null else ""
-    return f"{column.type}{null}" + (f" DEFAULT {column.default}" if column.default else "")
-
-
-def _constraints() -> str:
-    """Of a new table."""
-    return (
-        f"CONSTRAINT {NEW}_pkey PRIMARY KEY (id), CONSTRAINT {CHECK} {CHECK_SQL}, "
-        f"CONSTRAINT {UNIQUE} UNIQUE ({', '.join(NEW_KEY)})"
-    )

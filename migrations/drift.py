@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import click
 import sqlalchemy as sa
 
-from migrations.converge import VIEW_READ_BACK, has_legacy_view
+from migrations.canonical import VIEW_READ_BACK
+from migrations.converge import has_legacy_view
 from migrations.shape import LEDGER, NEW, OLD, Relation, Shape, read_shapes
 from models.stats import StatsBase
 from pipelines.database import connected, conninfo, create_engine, server_and_database

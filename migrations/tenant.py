@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import sqlalchemy as sa
 from alembic.util import CommandError
 
-from migrations import converge
+from migrations import canonical, converge
 from migrations.converge import Plan, Refusal
 from migrations.grants import missing_grants, new_grants
 from migrations.shape import NEW, OLD, VERSION, Shape, read_shapes, read_versions
@@ -27,8 +27,8 @@ REMEDIES = {
     "57014": "it took longer than STATS_STATEMENT_TIMEOUT_MS: raise it, then run this tenant again",
 }
 CONSTRAINT_REMEDIES = {
-    converge.CHECK: "rows have a marketplace that is not known: correct or delete them, then run this tenant again",
-    converge.LOSSLESS: "eBay or Etsy rows would be lost: repeat with -x archive=yes to put them away",
+    canonical.CHECK: "rows have a marketplace that is not known: correct or delete them, then run this tenant again",
+    canonical.LOSSLESS: "eBay or Etsy rows would be lost: repeat with -x archive=yes to put them away",
 }
 
 
