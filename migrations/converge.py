@@ -45,6 +45,13 @@ _FILLED = {
     "created_at": "date",
     "marketplace": "'vinted'",
 }
+_KINDS = {
+    "p": "a partitioned table",
+    "h": "a table that others inherit from",
+    "m": "a materialized view",
+    "f": "a foreign table",
+}
+INDEXED = ("marketplace", "created_at")
 _NUMBERS = ("smallint", INTEGER, BIGINT, "real", "double precision")
 
 
@@ -83,6 +90,8 @@ def upgrade(shape: Shape, legacy_view: bool) -> Plan:
     """The way to the canonical new shape, with or without the view under the old name. Raises Refusal."""
     state = _state(shape)
     statements = tuple(_upgrade(shape, legacy_view))
+    if statements and shape.table(ARCHIVE):
+        statements += (_take_back(quoted(shape.schema)),)
     if state == "renamed" and not statements:
         state = "canonical"
     return Plan(shape.schema, state, statements)
@@ -93,9 +102,7 @@ def _state(shape: Shape) -> str:
     for name in (OLD, NEW, LEDGER, ARCHIVE):
         relation = shape.relations.get(name)
         if relation and relation.kind not in "rv":
-            kind = {"p": "a partitioned table", "m": "a materialized view", "f": "a foreign table"}.get(
-                relation.kind, "not a table"
-            )
+            kind = _KINDS.get(relation.kind, "not a table")
             raise Refusal(f"{name} is {kind}: replace it by a plain table with the same rows")
     old, new = shape.table(OLD), shape.table(NEW)
     for table in (old, new):
@@ -103,6 +110,8 @@ def _state(shape: Shape) -> str:
             raise Refusal(
                 f"{table.name} has no column {', '.join(sorted(missing))}: rename it, if it is something else"
             )
+    if old and new and (more := sorted(set(old.columns) - set(COLUMNS) - {"id"})):
+        raise Refusal(f"{OLD} and {NEW} both exist, and {OLD} has a column {more[0]} of its own: move it, or drop it")
     if shape.view(NEW) and not old:
         raise Refusal(f"{NEW} is a view, and there is no table {OLD} behind it: drop it, or rename its table to {NEW}")
     if shape.view(OLD) and not new:
@@ -135,13 +144,15 @@ def _upgrade(shape: Shape, legacy_view: bool) -> Iterator[str]:
         if not legacy_view:
             yield f"ALTER TABLE {schema}.{NEW} ALTER marketplace DROP DEFAULT"
     yield from changes
-    if table is None or ("marketplace", "created_at") not in table.indexes.values():
+    if table and table.indexes.get(INDEX, INDEXED) != INDEXED:
+        yield f"DROP INDEX {schema}.{INDEX}"
+    if table is None or INDEXED not in table.indexes.values():
         yield f"CREATE INDEX {INDEX} ON {schema}.{NEW} (marketplace, created_at)"
-    yield from _ledger(schema, shape.table(LEDGER))
-    if old and shape.table(ARCHIVE):
-        yield _take_back(schema)
+    yield from _ledger(schema, shape.table(LEDGER), table.owner if table else None)
     if legacy_view and not keep_view:
-        yield from _create_view(schema, table or view)
+        # The rights of whatever had the old name before.
+        former = old or view or table
+        yield from _create_view(schema, table.owner if table else None, former.grants if former else ())
 
 
 def _converge(schema: str, table: Relation, legacy_view: bool, merged: Relation | None) -> Iterator[str]:
@@ -164,15 +175,18 @@ def _converge(schema: str, table: Relation, legacy_view: bool, merged: Relation 
     changes = [f"DROP CONSTRAINT {quoted(key.name)}" for key in foreign]
     changes += [f"DROP CONSTRAINT {quoted(check.name)}" for check in checks if check is not good_check]
     stale_keys = [*table.unique_on(*OLD_KEY), *table.unique_on(*NEW_KEY)]
-    good_key = next((key for key in keys if key.columns == NEW_KEY), None) if not must_dedupe else None
+    right = (key for key in keys if key.columns == NEW_KEY and key.kind == "u")
+    good_key = next(right, None) if not must_dedupe else None
     stale_keys = [key for key in stale_keys if key is not good_key]
-    # Over some of the rows only, the old key would still keep the marketplaces apart.
-    stale_keys += [key for key in table.of_kind("w") if sorted(key.columns) == sorted(OLD_KEY)]
+    # Over some of the rows only, or left by an interrupted build, a key would still refuse rows.
+    stale_keys += [key for key in table.of_kind("w") if sorted(key.columns) in (sorted(OLD_KEY), sorted(NEW_KEY))]
     changes += [f"DROP CONSTRAINT {quoted(key.name)}" for key in stale_keys if key.kind == "u"]
     changes += [f"DROP CONSTRAINT {quoted(key.name)}" for key in table.of_kind("p") if key.columns != ("id",)]
-    changes += _added_columns(table, wanted)
+    changes += _added_columns(table)
     if changes:
         yield f"ALTER TABLE {name} {', '.join(changes)}"
+    if marketplace is None and not legacy_view:
+        yield f"ALTER TABLE {name} ALTER marketplace DROP DEFAULT"
     for index in stale_keys:
         if index.kind in "iw":
             yield f"DROP INDEX {schema}.{quoted(index.name)}"
@@ -188,8 +202,6 @@ def _converge(schema: str, table: Relation, legacy_view: bool, merged: Relation 
     changes = [] if good_check else [f"ADD CONSTRAINT {CHECK} {CHECK_SQL}"]
     if good_key is None:
         changes.append(f"ADD CONSTRAINT {UNIQUE} UNIQUE ({', '.join(NEW_KEY)})")
-    elif good_key.kind == "i":
-        changes.append(f"ADD CONSTRAINT {UNIQUE} UNIQUE USING INDEX {quoted(good_key.name)}")
     if not any(key.columns == ("id",) for key in table.of_kind("p")):
         changes.append(f"ADD CONSTRAINT {NEW}_pkey PRIMARY KEY (id)")
     if changes:
@@ -198,17 +210,17 @@ def _converge(schema: str, table: Relation, legacy_view: bool, merged: Relation 
 
 
 def _is_our_check(definition: str) -> bool:
-    """Whether a check constraint on the marketplace allows exactly the known ones, in whatever spelling."""
-    return sorted(re.findall(r"'([^']*)'", definition)) == sorted(MARKETPLACES) and "NOT VALID" not in definition
+    """Whether a check constraint allows exactly the known marketplaces, in any order, and holds for every row."""
+    plain = re.sub(r"::[a-z ]+(\[\])?|[()]", "", definition)
+    found = re.fullmatch(r"CHECK marketplace\s*=\s*ANY\s*ARRAY\[(.*)\]\s*", plain)
+    return found is not None and sorted(re.findall(r"'([^']*)'", found[1])) == sorted(MARKETPLACES)
 
 
-def _added_columns(table: Relation, wanted: dict[str, Column]) -> Iterator[str]:
+def _added_columns(table: Relation) -> Iterator[str]:
     # A constant default rewrites nothing; it is what makes the rows from before the rename 'vinted'.
-    for name, column in wanted.items():
+    for name in COLUMNS:
         if name not in table.columns:
             yield f"ADD COLUMN {name} {definition(COLUMNS[name])}"
-            if COLUMNS[name] != column:
-                yield f"ALTER {name} DROP DEFAULT"
 
 
 def _normalise(name: str, table: Relation, wanted: dict[str, Column], is_certain: bool) -> Iterator[str]:
@@ -257,7 +269,9 @@ def _ids(schema: str, table: Relation) -> Iterator[str]:
         yield f"ALTER TABLE {name} ADD COLUMN id serial"
         return
     if column.default is None:
-        yield f"CREATE SEQUENCE {sequence} OWNED BY {name}.id"
+        yield f"CREATE SEQUENCE {sequence}"
+        yield f"ALTER SEQUENCE {sequence} OWNER TO {table.owner}"
+        yield f"ALTER SEQUENCE {sequence} OWNED BY {name}.id"
         yield f"SELECT setval('{sequence}', coalesce(max(id), 0) + 1, false) FROM {name}"
         yield f"ALTER TABLE {name} ALTER id SET DEFAULT nextval('{sequence}')"
     if not any(key.columns == ("id",) for key in table.of_kind("p")):
@@ -303,14 +317,14 @@ def _names(schema: str, table: Relation, key: Constraint | None, check: Constrai
     """The canonical names for what is right but is called something else."""
     primary = next((key for key in table.of_kind("p") if key.columns == ("id",)), None)
     for constraint, name in ((primary, f"{NEW}_pkey"), (check, CHECK), (key, UNIQUE)):
-        if constraint and constraint.kind != "i" and constraint.name != name:
+        if constraint and constraint.name != name:
             yield f"ALTER TABLE {schema}.{NEW} RENAME CONSTRAINT {quoted(constraint.name)} TO {name}"
-    found = [name for name, columns in table.indexes.items() if columns == ("marketplace", "created_at")]
+    found = [name for name, columns in table.indexes.items() if columns == INDEXED]
     if found and INDEX not in found:
         yield f"ALTER INDEX {schema}.{quoted(found[0])} RENAME TO {INDEX}"
 
 
-def _ledger(schema: str, table: Relation | None) -> Iterator[str]:
+def _ledger(schema: str, table: Relation | None, owner: str | None) -> Iterator[str]:
     """The ledger holds nothing that the next run cannot compute again, so a wrong one is replaced."""
     primary = next(iter(table.of_kind("p")), None) if table else None
     right = (
@@ -323,16 +337,18 @@ def _ledger(schema: str, table: Relation | None) -> Iterator[str]:
     if table:
         yield f"DROP TABLE {schema}.{LEDGER}"
     yield f"CREATE TABLE {schema}.{LEDGER} {LEDGER_SQL}"
+    if owner:
+        yield f"ALTER TABLE {schema}.{LEDGER} OWNER TO {owner}"
 
 
-def _create_view(schema: str, source: Relation | None) -> Iterator[str]:
+def _create_view(schema: str, owner: str | None, grants: tuple[tuple[str, str], ...]) -> Iterator[str]:
     """The view under the old name, for those who read and wrote the old table: with its owner and its grants."""
     yield f"CREATE VIEW {schema}.{OLD} AS {VIEW_SQL.format(table=f'{schema}.{NEW}')}"
-    if source:
-        yield f"ALTER VIEW {schema}.{OLD} OWNER TO {source.owner}"
-        for role, privilege in source.grants:
-            if privilege in ("SELECT", "INSERT", "UPDATE", "DELETE"):
-                yield f"GRANT {privilege} ON {schema}.{OLD} TO {role}"
+    if owner:
+        yield f"ALTER VIEW {schema}.{OLD} OWNER TO {owner}"
+    for role, privilege in grants:
+        if privilege in ("SELECT", "INSERT", "UPDATE", "DELETE"):
+            yield f"GRANT {privilege} ON {schema}.{OLD} TO {role}"
 
 
 def _take_back(schema: str) -> str:
@@ -340,10 +356,13 @@ def _take_back(schema: str) -> str:
     columns = ", ".join(COLUMNS)
     same_key = " AND ".join(f"stats.{name} = archive.{name}" for name in NEW_KEY)
     return f"""
-        WITH back AS (
-            DELETE FROM {schema}.{ARCHIVE} AS archive
+        WITH chosen AS (
+            SELECT DISTINCT ON ({", ".join(NEW_KEY)}) ctid AS place
+              FROM {schema}.{ARCHIVE} AS archive
              WHERE reason = 'downgrade' AND NOT EXISTS (SELECT FROM {schema}.{NEW} AS stats WHERE {same_key})
-            RETURNING archive.*
+             ORDER BY {", ".join(NEW_KEY)}, total_jobs DESC, archived_at DESC
+        ), back AS (
+            DELETE FROM {schema}.{ARCHIVE} AS archive USING chosen WHERE archive.ctid = chosen.place RETURNING archive.*
         )
         INSERT INTO {schema}.{NEW} ({columns}) SELECT {columns} FROM back"""
 

@@ -7,6 +7,7 @@ Exit status: 0 all done, 3 some schemas failed, 1 nothing done.
 """
 
 import sys
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -54,16 +55,22 @@ def main() -> int:
             summary.print_versions(read_all_versions(engine, schemas), command.head)
             return 0
         outcomes: dict[str, Outcome] = {}
-        # New customers are taken along; after a few rounds the rest is left to the next run.
-        for _ in range(3):
-            with connection.begin():
-                schemas = _schemas(connection, options.get("tenant"), database)
-            if not (schemas := [schema for schema in schemas if schema not in outcomes]):
-                break
-            found = migrate_all(engine, schemas, command, where)
-            outcomes |= {outcome.schema: outcome for outcome in summary.progress(found, len(schemas))}
-        if any(outcome.status == "done" for outcome in outcomes.values()) and not command.dry_run:
-            make_durable(engine, name)
+        interrupted = False
+        try:
+            # New customers are taken along; after a few rounds the rest is left to the next run.
+            for _ in range(3):
+                with connection.begin():
+                    schemas = _schemas(connection, options.get("tenant"), database)
+                if not (schemas := [schema for schema in schemas if schema not in outcomes]):
+                    break
+                for outcome in summary.progress(migrate_all(engine, schemas, command, where), len(schemas)):
+                    outcomes[outcome.schema] = outcome
+            if any(outcome.status == "done" for outcome in outcomes.values()) and not command.dry_run:
+                make_durable(engine, name)
+        except (sa.exc.DBAPIError, BrokenExecutor) as error:
+            interrupted = True
+            reason = str(getattr(error, "orig", error)).splitlines()[0]
+            print(f"Interrupted: {reason}. Give the same command again to resume.", file=sys.stderr)
 
     results = list(outcomes.values())
     if command.dry_run:
@@ -72,7 +79,9 @@ def main() -> int:
     if report:
         summary.write_report(report, database, results)
     failed = sum(outcome.status == "failed" for outcome in results)
-    return 0 if not failed else 1 if failed == len(results) else 3
+    if failed == len(results):
+        return 1
+    return 3 if failed or interrupted else 0
 
 
 def _schemas(connection: sa.Connection, only: str | None, database: str) -> list[str]:
@@ -91,8 +100,9 @@ def _command_name() -> str:
     """Alembic's command. Raises UsageError if it is none that makes sense here."""
     command = getattr(context.config.cmd_opts, "cmd", None)
     name = str(command[0].__name__) if command else "this"
-    if name not in ("upgrade", "downgrade", "current"):
-        raise UsageError(f"{name} is not for many schemas: on the command line, use upgrade, downgrade or current.")
+    revision = getattr(context.config.cmd_opts, "revision", None)
+    if (name, revision) not in (("upgrade", "head"), ("downgrade", "base"), ("current", None)):
+        raise UsageError(f"{name} is not for many schemas: use upgrade head, downgrade base, or current.")
     return name
 
 
@@ -108,9 +118,6 @@ try:
     status = main()
 except UsageError as error:
     print(f"Error: {error.message}", file=sys.stderr)
-    status = 1
-except sa.exc.DBAPIError as error:  # Between the tenants: the server has gone.
-    print(f"Error: {str(error.orig).splitlines()[0]}. Give the same command again to resume.", file=sys.stderr)
     status = 1
 if status:
     sys.exit(status)

@@ -36,6 +36,7 @@ def connect(where: str) -> sa.Engine:
         lock_timeout=settings.lock_timeout_ms,
         statement_timeout=settings.statement_timeout_ms,
         jit="off",
+        row_security="off",  # A policy that hides rows is an error here: a row that is not seen would be lost.
         synchronous_commit="off",  # One commit at the end waits for the disk: see make_durable.
     )
 
@@ -45,8 +46,8 @@ def migrate_all(engine: sa.Engine, schemas: Sequence[str], command: Command, whe
     if schemas[0] == TEMPLATE_SCHEMA:
         yield _migrate_batch(engine, [TEMPLATE_SCHEMA], command)
         schemas = schemas[1:]
-    template = _read(engine, read_shapes, [TEMPLATE_SCHEMA]).get(TEMPLATE_SCHEMA)
-    if template and template.table(VERSION):
+    template, version = _read(engine, look, [TEMPLATE_SCHEMA]).get(TEMPLATE_SCHEMA, (None, None))
+    if template and version:  # An unmigrated template says nothing.
         command = replace(command, template_has_view=has_legacy_view(template))
 
     settled = _settled(engine, schemas, command) if command.name == "upgrade" else []
@@ -112,7 +113,7 @@ def _read(
     transaction; so it may fail, and it may not be asked for too many schemas at once.
     """
     try:
-        with engine.connect() as connection, connection.begin():
+        with engine.connect() as connection:
             return query(connection, schemas)
     except sa.exc.DBAPIError:
         return {}

@@ -3,7 +3,6 @@
 Read for many schemas in one query. Constraints and indexes are known by what they are; their names are only data.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +31,7 @@ class Constraint:
     """A constraint, or a unique index that belongs to none."""
 
     name: str
-    kind: str  # p primary key, u unique, f foreign key, c check, i unique index, w one with a WHERE
+    kind: str  # p primary key, u unique, f foreign key, c check, i unique index, w a partial one
     columns: tuple[str, ...]
     definition: str
 
@@ -42,14 +41,14 @@ class Relation:
     """A table or view. `indexes` are those that no constraint stands for and that are not unique."""
 
     name: str
-    kind: str  # As pg_class.relkind: r table, p partitioned table, v view ...
+    kind: str  # As pg_class.relkind: r table, p partitioned table, v view ...; h a table that has heirs.
     owner: str  # Quoted.
     columns: dict[str, Column]
     constraints: tuple[Constraint, ...]
     indexes: dict[str, tuple[str, ...]]
     grants: tuple[tuple[str, str], ...]  # Role, quoted, and privilege; those of the owner left out.
     owned_sequences: tuple[str, ...]  # Qualified and quoted.
-    view: str | None  # What a view selects, without names of schema and table, on one line.
+    view: str | None  # What a view selects, without the name of its own schema, on one line.
 
     def unique_on(self, *columns: str) -> tuple[Constraint, ...]:
         """The unique constraints and indexes on exactly these columns, in any order."""
@@ -76,10 +75,11 @@ class Shape:
         return relation if relation and relation.kind == "v" else None
 
 
-# One row per relation. An index on expressions is nothing that we know, so it is left out, and so is one that an
-# interrupted concurrent build left invalid. Of views and of the version table nothing but their being there matters.
+# One row per relation. An index is partial here if it is for some of the rows only, or on expressions, or was left
+# invalid by an interrupted build. Of views and of the version table nothing but their being there matters.
 _CATALOG = """
-    SELECT n.nspname AS schema, c.relname AS name, c.relkind::text AS kind, quote_ident(r.rolname) AS owner,
+    SELECT n.nspname AS schema, c.relname AS name, quote_ident(r.rolname) AS owner,
+           CASE WHEN c.relhassubclass AND c.relkind = 'r' THEN 'h' ELSE c.relkind::text END AS kind,
            CASE WHEN {detailed} THEN (
             SELECT json_agg(json_build_array(a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
                         CASE WHEN a.attidentity <> '' THEN 'identity' ELSE pg_get_expr(d.adbin, d.adrelid) END)
@@ -94,13 +94,14 @@ _CATALOG = """
                             ORDER BY k.conname)
               FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype IN ('p', 'u', 'f', 'c')) END AS constraints,
            CASE WHEN {detailed} THEN (
-            SELECT json_agg(json_build_array(x.relname, i.indisunique, i.indpred IS NOT NULL,
+            SELECT json_agg(json_build_array(x.relname, i.indisunique,
+                        i.indpred IS NOT NULL OR i.indexprs IS NOT NULL OR NOT i.indisvalid,
                         ARRAY (SELECT attname
                                  FROM unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY AS u (num, place)
                                  JOIN pg_attribute ON attrelid = c.oid AND attnum = u.num ORDER BY place))
                             ORDER BY x.relname)
               FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
-             WHERE i.indrelid = c.oid AND i.indexprs IS NULL AND i.indisvalid
+             WHERE i.indrelid = c.oid
                AND NOT EXISTS (SELECT FROM pg_constraint k
                                 WHERE k.conrelid = c.oid AND k.conindid = i.indexrelid AND k.contype IN ('p', 'u'))
            ) END AS indexes,
@@ -182,14 +183,17 @@ def _relation(row: sa.Row[Any]) -> Relation:
             ),
         ),
         indexes={
-            name: tuple(columns) for name, is_unique, is_partial, columns in indexes if not (is_unique or is_partial)
+            name: () if is_partial else tuple(columns)
+            for name, is_unique, is_partial, columns in indexes
+            if not is_unique
         },
         grants=tuple((role, privilege) for role, privilege in row.grants or []),
         owned_sequences=tuple(row.owned_sequences or []),
-        view=_select(row.view) if row.view else None,
+        view=_select(row.view, row.schema) if row.view else None,
     )
 
 
-def _select(definition: str) -> str:
-    """A view's query in one spelling: PostgreSQL 15 names the table at each column, later ones do not."""
-    return re.sub(r'("[^"]*"|\w+)\.', "", " ".join(definition.split()).rstrip(";"))
+def _select(definition: str, schema: str) -> str:
+    """A view's query in one spelling, without its own schema; PostgreSQL 15 names the table at each column."""
+    query = " ".join(definition.split()).rstrip(";")
+    return query.replace(f" FROM {schema}.", " FROM ").replace(f"{NEW}.", "")

@@ -34,6 +34,7 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
             pool_size=self.workers + 1,
             lock_timeout=self.lock_timeout_ms,
             statement_timeout=self.statement_timeout_ms,
+            row_security="off",  # A policy that hides rows is an error: they would be missing in the numbers.
             jit="off",  # Compiling costs more than it saves on statements of this size.
             synchronous_commit="off",  # See make_durable.
         )
