@@ -138,6 +138,85 @@ def test_the_old_name_can_be_left_out_or_dropped_later(
     assert differences(old_database, S) == []
 
 
+def test_the_first_migration_can_leave_the_old_name_out(
+    old_database: str, old_connection: psycopg.Connection[Any]
+) -> None:
+    """Every tenant, with rows, without view and default; also those that are cloned from the old table later."""
+    alembic(old_database, "-x", "legacy_view=no", "-x", f"tenant={S}", "upgrade", "head")
+    assert rows(old_connection, f"{S}.{NEW}") == [(1, "vinted", "2025-06-01", 3)]
+    assert OLD not in shapes(old_database)[S].relations
+    assert shapes(old_database)[S].relations[NEW].columns["marketplace"].default is None
+
+
+def test_an_unmigrated_template_decides_nothing(old_database: str, old_connection: psycopg.Connection[Any]) -> None:
+    """After a downgrade a tenant that is migrated before the template gets the view, as at the first time."""
+    alembic(old_database, "upgrade", "head")
+    alembic(old_database, "downgrade", "base")
+    alembic(old_database, "-x", f"tenant={S}", "upgrade", "head")
+    assert shapes(old_database)[S].view(OLD)
+    assert differences(old_database, S) == []
+
+
+def test_rows_that_a_policy_hides_are_not_lost(
+    old_database: str, old_connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 9: with both tables, and a role to which row level security hides rows, the tenant fails and stays."""
+    role = f"owner_{psycopg.conninfo.conninfo_to_dict(old_database)['dbname']}"
+    old_connection.execute(STATES["both tables"].sql)
+    old_connection.execute(f"""
+        CREATE ROLE {role} LOGIN; ALTER SCHEMA {S} OWNER TO {role};
+        ALTER TABLE {S}.{OLD} OWNER TO {role}; ALTER TABLE {S}.{NEW} OWNER TO {role};
+        GRANT USAGE ON SCHEMA template_tenant TO {role}; GRANT USAGE ON template_tenant.{OLD}_id_seq TO {role};
+        ALTER TABLE {S}.{OLD} ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY""")
+    monkeypatch.setenv("MIGRATION_DATABASE_URL", url_of(old_database).replace("postgres@", f"{role}@"))
+    assert "SQLSTATE 42501" in alembic(old_database, "-x", f"tenant={S}", "upgrade", "head", status=1)
+    assert old_connection.execute(f"SELECT count(*) FROM {S}.{OLD}").fetchone() == (3,)
+
+
+def test_another_owner_keeps_the_tables_and_the_rights_on_the_old_name(
+    old_database: str, old_connection: psycopg.Connection[Any]
+) -> None:
+    """The migrator may be another role than the owner: what is made becomes the owner's; grants are kept."""
+    name = psycopg.conninfo.conninfo_to_dict(old_database)["dbname"]
+    owner, reader = f"app_{name}", f"analyst_{name}"
+    old_connection.execute(STATES["both tables"].sql)
+    old_connection.execute(f"""
+        CREATE ROLE {owner}; CREATE ROLE {reader}; GRANT SELECT ON {S}.{OLD} TO {reader};
+        ALTER TABLE {S}.{OLD} OWNER TO {owner}; ALTER TABLE {S}.{NEW} OWNER TO {owner};
+        ALTER TABLE user_10.{OLD} DROP COLUMN id; ALTER TABLE user_10.{OLD} ADD id integer;
+        ALTER TABLE user_10.{OLD} OWNER TO {owner}""")
+    alembic(old_database, "upgrade", "head")
+    for schema in (S, "user_10"):
+        relations = shapes(old_database)[schema].relations
+        assert {relations[table].owner for table in (NEW, LEDGER, OLD)} == {owner}
+        assert differences(old_database, schema) == []
+    assert (reader, "SELECT") in shapes(old_database)[S].relations[OLD].grants
+    # A repair makes the view again, with the rights that it had.
+    old_connection.execute(
+        f"GRANT UPDATE ON {S}.{OLD} TO {reader}; ALTER TABLE {S}.{NEW} ALTER total_jobs DROP NOT NULL"
+    )
+    alembic(old_database, "upgrade", "head")
+    assert shapes(old_database)[S].relations[OLD].grants == ((reader, "SELECT"), (reader, "UPDATE"))
+
+
+def test_archived_rows_come_back_whatever_became_of_the_table(
+    old_database: str, old_connection: psycopg.Connection[Any]
+) -> None:
+    """Promise 7: also if the old table was dropped meanwhile, or the same key was put away twice."""
+    ebay = OLD_ROW | {"marketplace": "ebay"}
+    for jobs in (5, 8):
+        alembic(old_database, "upgrade", "head")
+        old_connection.execute(f"DELETE FROM {S}.{NEW} WHERE marketplace = 'ebay'")
+        application.insert(old_connection, S, NEW, [ebay | {"total_jobs": jobs}])
+        alembic(old_database, "-x", "archive=yes", "-x", f"tenant={S}", "downgrade", "base")
+    application.insert(
+        old_connection, S, ARCHIVE, [ebay | {"total_jobs": 2, "reason": "downgrade"}, ebay | {"reason": "downgrade"}]
+    )
+    old_connection.execute(f"DROP TABLE {S}.{OLD}")
+    alembic(old_database, "upgrade", "head")
+    assert rows(old_connection, f"{S}.{NEW}") == [(1, "ebay", "2025-06-01", 8)]
+
+
 def test_an_archiving_downgrade_and_the_next_upgrade_lose_no_row(
     old_database: str, old_connection: psycopg.Connection[Any]
 ) -> None:

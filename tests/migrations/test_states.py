@@ -109,6 +109,28 @@ STATES = {
         [(1, "ebay", "2025-06-01", 7), OLD_ROW, (2, "vinted", "2025-06-01", 6), (3, "vinted", "2025-06-01", 1)],
         [(1, "vinted", "2025-06-01", 2), (2, "vinted", "2025-06-01", 5)],
     ),
+    "renamed, with a check that only looks right": State(
+        f"""ALTER TABLE {S}.{OLD} RENAME TO {NEW};
+            ALTER TABLE {S}.{NEW} ADD marketplace varchar(20) NOT NULL DEFAULT 'vinted',
+                ADD CONSTRAINT ck_marketplace_job_stats_marketplace
+                    CHECK (lower(marketplace) IN ('vinted', 'ebay', 'etsy'));
+            INSERT INTO {S}.{NEW} (action_type_id, date, marketplace, total_jobs)
+                VALUES (5, '2025-06-01', 'VINTED', 1)""",
+        [OLD_ROW, (5, "vinted", "2025-06-01", 1)],
+    ),
+    "renamed, with a unique index in another order and an index under our name": State(
+        f"""ALTER TABLE {S}.{OLD} RENAME TO {NEW};
+            ALTER TABLE {S}.{NEW} ADD marketplace varchar(20) NOT NULL DEFAULT 'vinted';
+            CREATE UNIQUE INDEX mine ON {S}.{NEW} (action_type_id, marketplace, date DESC);
+            CREATE INDEX ix_marketplace_job_stats_marketplace_created_at ON {S}.{NEW} (date)""",
+        [OLD_ROW],
+    ),
+    "renamed, with a view of the template's under the old name": State(
+        f"""ALTER TABLE {S}.{OLD} RENAME TO {NEW};
+            CREATE VIEW {S}.{OLD} AS SELECT id, action_type_id, date, total_jobs, success_count, failure_count,
+                avg_duration_ms, created_at FROM template_tenant.{OLD}""",
+        [OLD_ROW],
+    ),
     "neither table": State(f"DROP TABLE {S}.{OLD}", []),
     "a ledger of another shape": State(f"CREATE TABLE {S}.{LEDGER} (date date, note text)", [OLD_ROW]),
     "an empty version table": State(f"CREATE TABLE {S}.{VERSION} (version_num varchar(32) PRIMARY KEY)", [OLD_ROW]),
@@ -201,6 +223,14 @@ REFUSED = {
     "a view with no table behind it": (
         f"DROP TABLE {S}.{OLD}; CREATE VIEW {S}.{OLD} AS SELECT 1 AS id",
         f"{OLD} is a view, and there is no table {NEW} behind it",
+    ),
+    "a column that has no place, in both tables": (
+        f"{NEW_TABLE}; ALTER TABLE {S}.{OLD} ADD note text",
+        f"{OLD} has a column note of its own",
+    ),
+    "a table with heirs": (
+        f"CREATE TABLE {S}.heir () INHERITS ({S}.{OLD})",
+        f"{OLD} is a table that others inherit from",
     ),
     "a view that depends on the old table, in both tables": (
         f"{NEW_TABLE}; CREATE VIEW {S}.report AS SELECT * FROM {S}.{OLD}",
