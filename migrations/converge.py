@@ -162,7 +162,9 @@ def _converge(schema: str, table: Relation, legacy_view: bool, merged: Relation 
     foreign = [key for key in table.of_kind("f") if key.columns == ("action_type_id",)]
     checks = [check for check in table.of_kind("c") if "marketplace" in check.columns]
     good_check = next((check for check in checks if _is_our_check(check.definition)), None)
-    keys = [key for key in table.unique_on(*NEW_KEY) if "DEFERRABLE" not in key.definition]
+    # Deferrable keys, and those that take nulls for equal or carry more columns, are something else.
+    keys = [key for key in table.unique_on(*NEW_KEY) if key.kind == "i" or key.definition.endswith(")")]
+    keys = [key for key in keys if "NULLS" not in key.definition and "INCLUDE" not in key.definition]
     marketplace = table.columns.get("marketplace")
     is_certain = (
         good_check is not None and marketplace and (marketplace.type, marketplace.not_null) == (MARKETPLACE, True)
@@ -375,12 +377,15 @@ def downgrade(shape: Shape, archive: bool) -> Plan:
     """
     if shape.table(NEW) is None or shape.table(OLD):
         raise Refusal(f"there is no table {NEW} to take back, or {OLD} is a table already")
-    return Plan(shape.schema, "renamed", tuple(_downgrade(shape, archive)))
+    legacy_view = has_legacy_view(shape)
+    # What was changed by hand is mended first, so that the way back starts from the canonical names.
+    mended = _upgrade(shape, legacy_view)
+    return Plan(shape.schema, "renamed", (*mended, *_downgrade(quoted(shape.schema), legacy_view, archive)))
 
 
-def _downgrade(shape: Shape, archive: bool) -> Iterator[str]:
-    schema = quoted(shape.schema)
-    if shape.view(OLD):
+def _downgrade(schema: str, legacy_view: bool, archive: bool) -> Iterator[str]:
+    """From the canonical new shape to the canonical old one."""
+    if legacy_view:
         yield f"DROP VIEW {schema}.{OLD}"
     if archive:
         columns = ", ".join(COLUMNS)
@@ -394,5 +399,4 @@ def _downgrade(shape: Shape, archive: bool) -> Iterator[str]:
     yield f"ALTER TABLE {schema}.{NEW} {drops}, ADD CONSTRAINT {OLD_UNIQUE} UNIQUE ({', '.join(OLD_KEY)})"
     yield f"ALTER TABLE {schema}.{NEW} RENAME CONSTRAINT {NEW}_pkey TO {OLD}_pkey"
     yield f"ALTER TABLE {schema}.{NEW} RENAME TO {OLD}"
-    if shape.table(LEDGER):
-        yield f"DROP TABLE {schema}.{LEDGER}"
+    yield f"DROP TABLE {schema}.{LEDGER}"

@@ -36,11 +36,10 @@ def print_dry_run(outcomes: Iterable[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.statements:
             click.echo(f"\n-- {outcome.schema}: {outcome.state}")
+            click.echo("BEGIN;")
             for statement in outcome.statements:
                 click.echo(f"{statement.strip()};")
-            click.echo("-- and the version record")
-        elif outcome.status == "done":
-            click.echo(f"\n-- {outcome.schema}: {outcome.state}; only the version record is written")
+            click.echo("-- and the version record\nCOMMIT;")
 
 
 def print_versions(versions: Mapping[str, Sequence[str]], head: str) -> None:

@@ -146,13 +146,15 @@ def _migrate(
         plan = replace(plan, statements=(*plan.statements, *new_grants(plan, command.run_role), *missing))
     if (is_repair or command.name == "downgrade") and not plan.statements:
         return Outcome(shape.schema, "already there", plan.state)
+    # The old name first: it may be the view, which its readers lock before the table behind it.
+    tables = [f"{quoted(shape.schema)}.{name}" for name in (OLD, NEW) if name in shape.relations]
+    locks = (f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE",) if tables else ()
     if command.dry_run:
-        return Outcome(shape.schema, "done", plan.state, unknown_revision=unknown, statements=plan.statements)
+        statements = (*locks, *plan.statements)
+        return Outcome(shape.schema, "done", plan.state, unknown_revision=unknown, statements=statements)
     with connection.begin():
-        # The old name first: it may be the view, which its readers lock before the table behind it.
-        tables = [f"{quoted(shape.schema)}.{name}" for name in (OLD, NEW) if name in shape.relations]
-        if tables:
-            connection.exec_driver_sql(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE")
+        for lock in locks:
+            connection.exec_driver_sql(lock)
         if unknown:
             connection.exec_driver_sql(f"DELETE FROM {quoted(shape.schema)}.{VERSION}")
         if is_repair:

@@ -132,6 +132,21 @@ def test_a_downgrade_that_would_lose_rows_is_refused(
     assert OLD in after["user_10"].relations
 
 
+def test_a_tenant_that_was_changed_can_be_taken_back(
+    old_database: str, old_connection: psycopg.Connection[Any]
+) -> None:
+    """Promise 8 for the way back: other names and missing columns, ledger and view are no obstacle."""
+    alembic(old_database, "upgrade", "head")
+    old_connection.execute(f"""
+        ALTER TABLE user_2.{NEW} RENAME CONSTRAINT {NEW}_pkey TO mine;
+        ALTER TABLE user_2.{NEW} DROP COLUMN computed_at;
+        DROP TABLE user_2.{LEDGER}; DROP VIEW user_2.{OLD}""")
+    alembic(old_database, "downgrade", "base")
+    down = shapes(old_database)
+    assert set(down["user_2"].relations) == {OLD, VERSION}
+    assert down["user_2"].relations[OLD].constraints == down["user_10"].relations[OLD].constraints
+
+
 def test_one_tenant_can_be_migrated_alone(old_database: str, old_connection: psycopg.Connection[Any]) -> None:
     """`-x tenant=user_2` touches that schema only; a second run finds nothing to do."""
     for what in ("1 done, 0 already there", "0 done, 1 already there"):

@@ -118,6 +118,14 @@ STATES = {
                 VALUES (5, '2025-06-01', 'VINTED', 1)""",
         [OLD_ROW, (5, "vinted", "2025-06-01", 1)],
     ),
+    "renamed, with a unique constraint of another kind": State(
+        f"""DROP TABLE {S}.{OLD}; {NEW_TABLE};
+            ALTER TABLE {S}.{NEW} DROP CONSTRAINT marketplace_job_stats_action_type_id_marketplace_date_key;
+            ALTER TABLE {S}.{NEW} ADD CONSTRAINT uq_marketplace_job_stats_action_marketplace_date
+                UNIQUE (action_type_id, marketplace, date) INCLUDE (total_jobs) DEFERRABLE""",
+        [],
+        [],
+    ),
     "renamed, with a unique index in another order and an index under our name": State(
         f"""ALTER TABLE {S}.{OLD} RENAME TO {NEW};
             ALTER TABLE {S}.{NEW} ADD marketplace varchar(20) NOT NULL DEFAULT 'vinted';
