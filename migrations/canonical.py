@@ -57,6 +57,15 @@ LEDGER_COLUMNS = {
     "changed_at": Column(TIMESTAMP, True, None),
 }
 
+# What stands in for a null of the old table where there must be none.
+FILLED = {
+    "total_jobs": "0",
+    "success_count": "0",
+    "failure_count": "0",
+    "created_at": "date",
+    "marketplace": "'vinted'",
+}
+
 # What the old readers and writers see under the old name. PostgreSQL lets them write through it.
 _VIEW_COLUMNS = ("id", *OLD_COLUMNS)
 VIEW_SQL = f"SELECT {', '.join(_VIEW_COLUMNS)} FROM {{table}} WHERE marketplace = 'vinted'"

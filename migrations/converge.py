@@ -17,6 +17,7 @@ from migrations.canonical import (
     CHECK,
     CHECK_SQL,
     COLUMNS,
+    FILLED,
     INDEX,
     INTEGER,
     LEDGER_COLUMNS,
@@ -34,17 +35,10 @@ from migrations.canonical import (
     VIEW_SQL,
     definition,
 )
+from migrations.rows import archive_losers, merge, put_away, take_back
 from migrations.shape import ARCHIVE, LEDGER, NEW, OLD, Column, Constraint, Relation, Shape
 from pipelines.tenants import quoted
 
-# What stands in for a null of the old table where there must be none.
-_FILLED = {
-    "total_jobs": "0",
-    "success_count": "0",
-    "failure_count": "0",
-    "created_at": "date",
-    "marketplace": "'vinted'",
-}
 _KINDS = {
     "p": "a partitioned table",
     "h": "a table that others inherit from",
@@ -91,7 +85,7 @@ def upgrade(shape: Shape, legacy_view: bool) -> Plan:
     state = _state(shape)
     statements = tuple(_upgrade(shape, legacy_view))
     if statements and shape.table(ARCHIVE):
-        statements += (_take_back(quoted(shape.schema)),)
+        statements += (take_back(quoted(shape.schema)),)
     if state == "renamed" and not statements:
         state = "canonical"
     return Plan(shape.schema, state, statements)
@@ -196,10 +190,9 @@ def _converge(schema: str, table: Relation, legacy_view: bool, merged: Relation 
     yield from _normalise(name, table, wanted, bool(is_certain))
     yield from _ids(schema, table)
     if merged:
-        yield from _merge(schema, merged, table)
+        yield from merge(schema, merged)
     if must_dedupe:
-        yield _archive_sql(schema)
-        yield _archive_losers(schema)
+        yield from archive_losers(schema)
 
     changes = [] if good_check else [f"ADD CONSTRAINT {CHECK} {CHECK_SQL}"]
     if good_key is None:
@@ -235,8 +228,8 @@ def _normalise(name: str, table: Relation, wanted: dict[str, Column], is_certain
         if have.type != want.type:
             changes.append(f"ALTER {column} TYPE {want.type}{_using(table.name, column, have.type, want.type)}")
         if want.not_null and not have.not_null:
-            if column in _FILLED:
-                yield f"UPDATE {name} SET {column} = {_FILLED[column]} WHERE {column} IS NULL"
+            if column in FILLED:
+                yield f"UPDATE {name} SET {column} = {FILLED[column]} WHERE {column} IS NULL"
             changes.append(f"ALTER {column} SET NOT NULL")
         if have.not_null and not want.not_null:
             changes.append(f"ALTER {column} DROP NOT NULL")
@@ -281,40 +274,6 @@ def _ids(schema: str, table: Relation) -> Iterator[str]:
         yield f"UPDATE {name} SET id = DEFAULT"
 
 
-def _merge(schema: str, old: Relation, new: Relation) -> Iterator[str]:
-    """The rows of the old table go into the new one, under new ids; then the old one goes."""
-    for sequence in old.owned_sequences:
-        # Clones take their ids from it, and it would go with the table.
-        yield f"ALTER SEQUENCE {sequence} OWNED BY {schema}.{NEW}.id"
-    columns = [name for name in COLUMNS if name in old.columns]
-    values = [f"coalesce({name}, {_FILLED[name]})" if name in _FILLED else name for name in columns]
-    yield f"INSERT INTO {schema}.{NEW} ({', '.join(columns)}) SELECT {', '.join(values)} FROM {schema}.{OLD}"
-    yield f"DROP TABLE {schema}.{OLD}"
-
-
-def _archive_sql(schema: str) -> str:
-    columns = ", ".join(f"{name} {column.type}" for name, column in COLUMNS.items())
-    return (
-        f"CREATE TABLE IF NOT EXISTS {schema}.{ARCHIVE} ({columns}, reason text NOT NULL, "
-        "archived_at timestamp with time zone NOT NULL DEFAULT now())"
-    )
-
-
-def _archive_losers(schema: str) -> str:
-    """Of the rows with one key, the one with the most jobs stays; the others go to the archive."""
-    columns = ", ".join(COLUMNS)
-    return f"""
-        WITH ranked AS (
-            SELECT ctid AS place, row_number() OVER (PARTITION BY {", ".join(NEW_KEY)}
-                       ORDER BY total_jobs DESC, computed_at DESC NULLS LAST, created_at DESC, id DESC) AS rank
-              FROM {schema}.{NEW}
-        ), losers AS (
-            DELETE FROM {schema}.{NEW} AS stats USING ranked WHERE stats.ctid = ranked.place AND rank > 1
-            RETURNING stats.*
-        )
-        INSERT INTO {schema}.{ARCHIVE} ({columns}, reason) SELECT {columns}, 'duplicate' FROM losers"""
-
-
 def _names(schema: str, table: Relation, key: Constraint | None, check: Constraint | None) -> Iterator[str]:
     """The canonical names for what is right but is called something else."""
     primary = next((key for key in table.of_kind("p") if key.columns == ("id",)), None)
@@ -353,22 +312,6 @@ def _create_view(schema: str, owner: str | None, grants: tuple[tuple[str, str], 
             yield f"GRANT {privilege} ON {schema}.{OLD} TO {role}"
 
 
-def _take_back(schema: str) -> str:
-    """The rows that a downgrade put away come back, unless their key is taken by now."""
-    columns = ", ".join(COLUMNS)
-    same_key = " AND ".join(f"stats.{name} = archive.{name}" for name in NEW_KEY)
-    return f"""
-        WITH chosen AS (
-            SELECT DISTINCT ON ({", ".join(NEW_KEY)}) ctid AS place
-              FROM {schema}.{ARCHIVE} AS archive
-             WHERE reason = 'downgrade' AND NOT EXISTS (SELECT FROM {schema}.{NEW} AS stats WHERE {same_key})
-             ORDER BY {", ".join(NEW_KEY)}, total_jobs DESC, archived_at DESC
-        ), back AS (
-            DELETE FROM {schema}.{ARCHIVE} AS archive USING chosen WHERE archive.ctid = chosen.place RETURNING archive.*
-        )
-        INSERT INTO {schema}.{NEW} ({columns}) SELECT {columns} FROM back"""
-
-
 def downgrade(shape: Shape, archive: bool) -> Plan:
     """The way back to the canonical old shape, with every vinted row. Raises Refusal.
 
@@ -388,11 +331,7 @@ def _downgrade(schema: str, legacy_view: bool, archive: bool) -> Iterator[str]:
     if legacy_view:
         yield f"DROP VIEW {schema}.{OLD}"
     if archive:
-        columns = ", ".join(COLUMNS)
-        yield _archive_sql(schema)
-        yield f"""
-            WITH moved AS (DELETE FROM {schema}.{NEW} WHERE marketplace <> 'vinted' RETURNING *)
-            INSERT INTO {schema}.{ARCHIVE} ({columns}, reason) SELECT {columns}, 'downgrade' FROM moved"""
+        yield from put_away(schema)
     yield f"ALTER TABLE {schema}.{NEW} ADD CONSTRAINT {LOSSLESS} CHECK (marketplace = 'vinted')"
     # With the column go the constraints and the index that it is part of.
     drops = ", ".join(f"DROP COLUMN {name}" for name in ADDED_COLUMNS)
