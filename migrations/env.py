@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from alembic import context
 
 from migrations import summary
-from migrations.grants import run_role
+from migrations.grants import missing_shared_grants, run_role
 from migrations.runner import connect, migrate_all, read_all_versions
 from migrations.tenant import Command, Outcome
 from pipelines.database import connected, conninfo, make_durable, server_and_database
@@ -65,8 +65,14 @@ def main() -> int:
                     break
                 for outcome in summary.progress(migrate_all(engine, schemas, command, where), len(schemas)):
                     outcomes[outcome.schema] = outcome
+            if name == "upgrade" and command.run_role:
+                with connection.begin():
+                    for statement in missing_shared_grants(connection, command.run_role):
+                        print(f"{statement};")
+                        if not command.dry_run:
+                            connection.exec_driver_sql(statement)
             if any(outcome.status == "done" for outcome in outcomes.values()) and not command.dry_run:
-                make_durable(engine, name)
+                make_durable(connection, name)
         except (sa.exc.DBAPIError, BrokenExecutor) as error:
             interrupted = True
             reason = str(getattr(error, "orig", error)).splitlines()[0]

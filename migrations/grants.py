@@ -12,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from migrations.converge import Plan
 from migrations.shape import LEDGER, NEW, OLD
-from models.sources import MarketplaceJob, MarketplaceTask
+from models.sources import MarketplaceActionType, MarketplaceJob, MarketplaceTask
 from pipelines.database import conninfo
 from pipelines.tenants import quoted
 
@@ -61,6 +61,16 @@ _MISSING = sa.text("""
     sa.bindparam("schemas", type_=sa.ARRAY(sa.Text)),
 )
 
+# The names of the actions, for the whole database; where somebody else owns them, they have to grant it.
+_ACTION_TYPES = sa.text("""
+    SELECT format('GRANT SELECT ON %s TO %I', oid::regclass, CAST(:role AS text))
+      FROM pg_class
+     WHERE oid = to_regclass(:action_types) AND NOT has_table_privilege(:role, oid, 'SELECT')
+       AND has_table_privilege(oid, 'SELECT WITH GRANT OPTION')
+""").bindparams(
+    sa.bindparam("action_types", MarketplaceActionType.__table__.fullname), sa.bindparam("role", type_=sa.Text)
+)
+
 
 def run_role() -> str | None:
     """The user of `DATABASE_URL`, if the migration has a role of its own; else None."""
@@ -79,6 +89,11 @@ def new_grants(plan: Plan, role: str) -> tuple[str, ...]:
     if not plan.creates_sequence:
         return (tables,)
     return (tables, f"GRANT USAGE ON SEQUENCE {schema}.{NEW}_id_seq TO {grantee}")
+
+
+def missing_shared_grants(connection: sa.Connection, role: str) -> list[str]:
+    """The statements for what is not a tenant's."""
+    return list(connection.scalars(_ACTION_TYPES, {"role": role}))
 
 
 def missing_grants(connection: sa.Connection, schemas: Sequence[str], role: str | None) -> dict[str, tuple[str, ...]]:

@@ -37,6 +37,7 @@ def connect(where: str) -> sa.Engine:
         statement_timeout=settings.statement_timeout_ms,
         jit="off",
         row_security="off",  # A policy that hides rows is an error here: a row that is not seen would be lost.
+        idle_session_timeout=0,  # The first connection waits for the others: see make_durable.
         synchronous_commit="off",  # One commit at the end waits for the disk: see make_durable.
     )
 

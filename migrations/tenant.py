@@ -1,6 +1,5 @@
 """One schema: what the Alembic command means for it, its transaction, retries where they help, and how it ended."""
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +11,8 @@ from migrations import canonical, converge
 from migrations.converge import Plan, Refusal
 from migrations.grants import missing_grants, new_grants
 from migrations.shape import NEW, OLD, VERSION, Shape, read_shapes, read_versions
+from pipelines.database import ATTEMPTS, may_pass, pause_s
 from pipelines.tenants import quoted
-
-ATTEMPTS = 4
-"""How often a schema is tried before it counts as failed."""
 
 REMEDIES = {
     "22003": "a number does not fit: correct the row that the message names",
@@ -95,16 +92,16 @@ def migrate(
 
     What may pass is tried again; any other error only if the schema has changed since it was looked at.
     """
-    before, may_pass, outcome = None, True, Outcome(schema, "failed")
+    before, is_passing, outcome = None, True, Outcome(schema, "failed")
     for attempt in range(ATTEMPTS):
         try:
             if attempt > 0:
-                time.sleep(random.uniform(0.1, 0.3) * 2**attempt)  # noqa: S311 Only to keep migrators apart.
+                time.sleep(pause_s(attempt))
             if found is None:
                 if not _exists(connection, schema):
                     return Outcome(schema, "skipped", "gone", "the schema was dropped while the migration went on")
                 found = look(connection, [schema])[schema]
-                if found == before and not may_pass:
+                if found == before and not is_passing:
                     break
             return _migrate(connection, *found, command, run_alembic)
         except Refusal as refusal:
@@ -112,9 +109,9 @@ def migrate(
             return Outcome(schema, "failed", _state(found), error, remedy=remedy)
         except CommandError as error:
             # Another migrator has written the version record first.
-            may_pass, outcome = True, Outcome(schema, "failed", _state(found), str(error), remedy="run it again")
+            is_passing, outcome = True, Outcome(schema, "failed", _state(found), str(error), remedy="run it again")
         except sa.exc.DBAPIError as error:
-            may_pass, outcome = _may_pass(error), failed(schema, found, error)
+            is_passing, outcome = may_pass(error), failed(schema, found, error)
         before, found = found, None
     return outcome
 
@@ -181,12 +178,3 @@ def failed(schema: str, found: Found | None, error: sa.exc.DBAPIError) -> Outcom
     remedy = CONSTRAINT_REMEDIES.get(constraint) or REMEDIES.get(sqlstate or "")
     remedy = remedy or "mend what the message says, then run this tenant again"
     return Outcome(schema, "failed", _state(found), message, sqlstate, remedy)
-
-
-def _may_pass(error: sa.exc.DBAPIError) -> bool:
-    """Whether the same statements may succeed a moment later: locks, deadlocks, and a server that restarts."""
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    if sqlstate == "57014":  # The statement's own time-out.
-        return False
-    # XX000 is what reading the catalog gives while another session changes it.
-    return sqlstate is None or sqlstate[:2] in ("08", "40", "53", "57") or sqlstate in ("55P03", "XX000")

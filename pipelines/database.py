@@ -4,7 +4,9 @@ The URL comes from the environment when a connection is made, and is held by no 
 """
 
 import os
+import random
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -76,25 +78,51 @@ def create_engine(conninfo: str, *, pool_size: int = 1, **parameters: int | str)
 
 
 @contextmanager
-def connected(engine: sa.Engine, conninfo: str) -> Iterator[sa.Connection]:
-    """A first connection; the engine is disposed of afterwards.
+def connected(engine: sa.Engine, conninfo: str, patience_s: float = 0) -> Iterator[sa.Connection]:
+    """A first connection, which is tried to be had for so many seconds; the engine is disposed of afterwards.
 
     Raises UsageError, one sentence that says which server, if there is no connection to be had.
     """
+    deadline = time.monotonic() + patience_s
     try:
-        try:
-            connection = engine.connect()
-        except sa.exc.DBAPIError as error:
-            given = conninfo_to_dict(conninfo)
-            server = f"{given.get('host', 'the default host')}:{given.get('port', 5432)}"
-            raise UsageError(
-                f"Cannot connect to database {given.get('dbname', '(default)')} on {server}: {_reason(error)}. "
-                "Check DATABASE_URL, and that the server is up."
-            ) from None
+        while True:
+            try:
+                connection = engine.connect()
+                break
+            except sa.exc.DBAPIError as error:
+                if time.monotonic() < deadline:
+                    time.sleep(1)
+                    continue
+                given = conninfo_to_dict(conninfo)
+                server = f"{given.get('host', 'the default host')}:{given.get('port', 5432)}"
+                raise UsageError(
+                    f"Cannot connect to database {given.get('dbname', '(default)')} on {server}: {_reason(error)}. "
+                    "Check DATABASE_URL, and that the server is up."
+                ) from None
         with connection:
             yield connection
     finally:
         engine.dispose()
+
+
+ATTEMPTS = 4
+"""How often a tenant is tried before it counts as failed."""
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same statements may succeed a moment later: locks, deadlocks, and a server that restarts."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return False
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate == "57014":  # The statement's own time-out.
+        return False
+    # XX000 is what reading the catalog gives while another session changes it.
+    return sqlstate is None or sqlstate[:2] in ("08", "40", "53", "57") or sqlstate in ("55P03", "XX000")
+
+
+def pause_s(attempt: int) -> float:
+    """How many seconds to wait after the attempt of this number, from 1: longer each time, and never in step."""
+    return random.uniform(0.1, 0.3) * 2.0**attempt  # noqa: S311 Only to keep sessions apart.
 
 
 def _reason(error: sa.exc.DBAPIError) -> str:
@@ -109,15 +137,17 @@ def server_and_database(connection: sa.Connection) -> str:
     return f"database {info.dbname} on {info.host}:{info.port}, PostgreSQL {info.server_version // 10_000}"
 
 
-def make_durable(engine: sa.Engine, message: str) -> None:
-    """Returns when everything that was committed before is on disk, also by connections that did not wait for it.
+def make_durable(witness: sa.Connection, message: str) -> None:
+    """Returns when everything that was committed since the witness connected is on disk, by whatever connection.
 
     The log is written in order, so one synchronous commit does it. It must write to the log itself: a SELECT or an
-    update of nothing flushes nothing.
+    update of nothing flushes nothing. And it must come from a connection that is older than the commits: a server that
+    crashes forgets those that nobody waited for, but it ends every connection with them, so if the witness still
+    answers, nothing was forgotten.
     """
-    with engine.connect() as connection, connection.begin():
-        connection.execute(sa.text("SET LOCAL synchronous_commit = on"))
-        connection.execute(
+    with witness.begin():
+        witness.execute(sa.text("SET LOCAL synchronous_commit = on"))
+        witness.execute(
             sa.text("SELECT pg_logical_emit_message(true, :prefix, :message)"),
             {"prefix": APPLICATION_NAME, "message": message},
         )

@@ -2,29 +2,41 @@
 
 import dagster as dg
 
-from assets.marketplace_job_stats.asset import build_marketplace_job_stats
+from assets.marketplace_job_stats.asset import build_ledger, build_marketplace_job_stats
+from assets.marketplace_job_stats.checks import build_yesterday_check
 from assets.sources import build_sources
+from pipelines.alerts import build_alert_sensor
 from pipelines.migration import build_migration_schedule, migrate_tenants_job
 from pipelines.partitions import day_partitions
 from pipelines.resources import TenantDatabase
-from pipelines.schedules import build_schedule
+from pipelines.schedules import build_schedules
 from pipelines.settings import Settings
 
 
 def build_defs(settings: Settings) -> dg.Definitions:
     """The definitions for one database; the same for production and for tests. Connects to nothing."""
     partitions = day_partitions(settings)
-    stats = build_marketplace_job_stats(partitions, settings.key_prefix)
+    stats = build_marketplace_job_stats(partitions, settings.sweep_days, settings.key_prefix)
+    ledger = build_ledger(settings.key_prefix)
+    yesterday_check = build_yesterday_check(partitions, ledger.key)
     job = dg.define_asset_job(
         "marketplace_job_stats_job",
         selection=[stats],
         description="Computes `marketplace_job_stats` for a range of days. For a backfill use the asset's page: "
         "it does a whole range in one run, a job's backfill takes a run for each day.",
     )
+    check_job = dg.define_asset_job(
+        "yesterday_is_there_job",
+        selection=dg.AssetSelection.checks(yesterday_check),
+        description="Warns if yesterday is not in the ledger of every tenant.",
+    )
+    schedules = build_schedules(settings, partitions, stats.key, job.name, check_job.name)
     return dg.Definitions(
-        assets=[*build_sources(settings.key_prefix), stats],
-        jobs=[job, migrate_tenants_job],
-        schedules=[build_schedule(settings, partitions, job.name), build_migration_schedule(settings)],
+        assets=[*build_sources(settings.key_prefix), stats, ledger],
+        asset_checks=[yesterday_check],
+        jobs=[job, check_job, migrate_tenants_job],
+        schedules=[*schedules, build_migration_schedule(settings)],
+        sensors=[build_alert_sensor(settings)],
         resources={
             "tenant_database": TenantDatabase(
                 workers=settings.workers,

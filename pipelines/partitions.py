@@ -4,10 +4,10 @@ A day is never computed from a timestamp's date: PostgreSQL and Python disagree 
 zones. The instants of the partitions are the only truth, and SQL compares with them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import dagster as dg
@@ -46,6 +46,16 @@ class Window:
             end=days[-1].end.astimezone(UTC),
             time_zone=partitions.timezone,
         )
+
+    def parts(self, dates: Container[date]) -> list["Window"]:
+        """Those of its days that are among `dates`, as windows: one for each unbroken chain of days."""
+        days = zip(self.dates, self.starts, (*self.starts[1:], self.end), strict=True)
+        windows: list[Window] = []
+        for is_chosen, chain in groupby(days, key=lambda day: day[0] in dates):
+            if is_chosen:
+                chosen, starts, ends = zip(*chain, strict=True)
+                windows.append(Window(chosen, starts, ends[-1], self.time_zone))
+        return windows
 
     def parameters(self) -> dict[str, Any]:
         """The values of the bound parameters that every statement over a window takes."""

@@ -1,15 +1,16 @@
 """TenantDatabase: the pool of workers that a run has, each on a connection of its own."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from threading import Event
 from typing import Any, TypeVar
 
 import dagster as dg
 import psycopg
 import sqlalchemy as sa
 
-from pipelines.database import connected, conninfo, create_engine
+from pipelines.database import ATTEMPTS, connected, conninfo, create_engine, may_pass, pause_s
 from pipelines.tenants import Tenant
 
 # A backend keeps about 24 kB of catalog for every tenant that it has touched.
@@ -26,8 +27,11 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
     statement_timeout_ms: int
 
     @contextmanager
-    def connect(self) -> Iterator[tuple[sa.Engine, sa.Connection]]:
-        """An engine for the workers, and one connection of it. Raises UsageError if the server cannot be reached."""
+    def connect(self, patience_s: float = 0) -> Iterator[tuple[sa.Engine, sa.Connection]]:
+        """An engine for the workers, and one connection of it, the witness (see make_durable).
+
+        Raises UsageError if the server cannot be reached within so many seconds.
+        """
         where = conninfo()
         engine = create_engine(
             where,
@@ -36,41 +40,55 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
             statement_timeout=self.statement_timeout_ms,
             row_security="off",  # A policy that hides rows is an error: they would be missing in the numbers.
             jit="off",  # Compiling costs more than it saves on statements of this size.
+            idle_session_timeout=0,  # The witness waits for the others.
             synchronous_commit="off",  # See make_durable.
         )
-        with connected(engine, where) as connection:
+        with connected(engine, where, patience_s) as connection:
             yield engine, connection
 
     def for_each(
         self, engine: sa.Engine, tenants: Iterable[Tenant], work: Callable[[sa.Connection, Tenant], T]
-    ) -> Iterator[tuple[Tenant, T | Exception]]:
-        """Calls `work` for every tenant on one of several connections at once; yields what it returned or raised."""
+    ) -> Generator[tuple[Tenant, T | Exception], None, None]:
+        """Calls `work` for every tenant on one of several connections at once; yields what it returned or raised.
+
+        What may pass (a lock, a deadlock, a lost connection) is tried again a few times, with growing pauses.
+        """
         working: set[psycopg.Connection[Any]] = set()
+        stopped = Event()
 
         def call(tenant: Tenant) -> tuple[Tenant, T | Exception]:
-            try:
-                with engine.connect() as connection:
-                    driver: Any = connection.connection.driver_connection
-                    working.add(driver)
-                    try:
-                        result = work(connection, tenant)
-                    finally:
-                        working.discard(driver)
-                    connection.info["tenants"] = connection.info.get("tenants", 0) + 1
-                    if connection.info["tenants"] >= _TENANTS_PER_CONNECTION:
-                        connection.invalidate()
-                    return tenant, result
-            except Exception as error:
-                return tenant, error
+            attempt = 1
+            while True:
+                try:
+                    return tenant, once(tenant)
+                except Exception as error:
+                    if attempt == ATTEMPTS or not may_pass(error) or stopped.wait(pause_s(attempt)):
+                        return tenant, error
+                attempt += 1
+
+        def once(tenant: Tenant) -> T:
+            with engine.connect() as connection:
+                driver: Any = connection.connection.driver_connection
+                working.add(driver)
+                try:
+                    result = work(connection, tenant)
+                finally:
+                    working.discard(driver)
+                connection.info["tenants"] = connection.info.get("tenants", 0) + 1
+                if connection.info["tenants"] >= _TENANTS_PER_CONNECTION:
+                    connection.invalidate()
+                return result
 
         executor = ThreadPoolExecutor(self._reachable(engine), thread_name_prefix="tenant")
         try:
             for future in as_completed([executor.submit(call, tenant) for tenant in tenants]):
                 yield future.result()
         finally:  # Also when the run is interrupted: what has not begun is not begun, what has is cancelled.
+            stopped.set()
             executor.shutdown(wait=False, cancel_futures=True)
             for driver in list(working):
-                driver.cancel_safe(timeout=5)
+                with suppress(psycopg.Error):  # It may be gone already.
+                    driver.cancel_safe(timeout=5)
             executor.shutdown()
 
     def _reachable(self, engine: sa.Engine) -> int:

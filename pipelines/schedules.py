@@ -1,32 +1,84 @@
-"""When the stats are computed."""
+"""When the stats are computed, and when somebody looks whether they were."""
+
+from collections.abc import Sequence
 
 import dagster as dg
 
+from assets.marketplace_job_stats.asset import NIGHTLY, SCHEDULE_TAG, WEEKLY
 from pipelines.settings import Settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 
+_NIGHTLY = """
+At 00:30 in {time_zone}: the last {lookback_days} closed days, and every day since the first one, of the last {bound},
+that was never run, in one run. Rows that came or changed late are picked up; what did not change is not written. What
+a single tenant lacks is taken along.
 
-def build_schedule(
-    settings: Settings, partitions: dg.DailyPartitionsDefinition, job_name: str
-) -> dg.ScheduleDefinition:
-    """Every night at 00:30 in the reporting time zone: the day that just closed, and the look-back before it."""
+*When a tick was missed*, nothing needs to be done: the next one takes its days along.
+"""
+_WEEKLY = """
+Sundays at 02:30 in {time_zone}: the last {sweep_days} closed days again, for what came or changed later than the
+nightly runs look back. `run_days_changed` and `run_tenants_changed` say how many came out different,
+`run_jobs_without_day` how many jobs ended at no known time.
+
+*When days are held back*, the application keeps its rows for fewer days than `STATS_SWEEP_DAYS`: lower it.
+"""
+_CHECK = """
+At 06:00 in {time_zone}: is yesterday in the ledger of every tenant? It warns also if no run has been started at all.
+"""
+
+
+def build_schedules(
+    settings: Settings, partitions: dg.DailyPartitionsDefinition, key: dg.AssetKey, job_name: str, check_job_name: str
+) -> list[dg.ScheduleDefinition]:
+    """Nightly and weekly runs of the asset `key`, and its morning check; all in the reporting time zone."""
+    bound = max(settings.lookback_days, settings.sweep_days)
+    words = {
+        "time_zone": settings.time_zone,
+        "lookback_days": settings.lookback_days,
+        "sweep_days": settings.sweep_days,
+        "bound": bound,
+    }
+
+    def request(
+        context: dg.ScheduleEvaluationContext, keys: Sequence[str], schedule: str
+    ) -> dg.RunRequest | dg.SkipReason:
+        if not keys:
+            return dg.SkipReason(f"No day has closed since STATS_START_DATE, {settings.start_date}.")
+        tags = {RANGE_START: keys[0], RANGE_END: keys[-1], SCHEDULE_TAG: schedule}
+        return dg.RunRequest(run_key=context.scheduled_execution_time.isoformat(), tags=tags)
 
     @dg.schedule(
         name="marketplace_job_stats_schedule",
         job_name=job_name,
         cron_schedule="30 0 * * *",
         execution_timezone=settings.time_zone,
-        description=f"At 00:30 in {settings.time_zone}: the last {settings.lookback_days} closed days, in one run. "
-        "Rows that came or changed late are picked up; what did not change is not written.",
+        description=_NIGHTLY.format(**words),
     )
-    def marketplace_job_stats_schedule(
-        context: dg.ScheduleEvaluationContext,
-    ) -> dg.RunRequest | dg.SkipReason:
-        tick = context.scheduled_execution_time
-        keys = partitions.get_partition_keys(current_time=tick)[-settings.lookback_days :]
-        if not keys:
-            return dg.SkipReason(f"No day has closed since STATS_START_DATE, {settings.start_date}.")
-        return dg.RunRequest(run_key=tick.isoformat(), tags={RANGE_START: keys[0], RANGE_END: keys[-1]})
+    def nightly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        # Dagster starts no run for a missed tick of a partitioned job, so what is due is found in what was done.
+        keys = partitions.get_partition_keys(current_time=context.scheduled_execution_time)[-bound:]
+        done = context.instance.get_materialized_partitions(key)
+        never_run = (number for number, day in enumerate(keys) if day not in done)
+        first = min(next(never_run, len(keys)), max(0, len(keys) - settings.lookback_days))
+        return request(context, keys[first:], NIGHTLY)
 
-    return marketplace_job_stats_schedule
+    @dg.schedule(
+        name="marketplace_job_stats_weekly_schedule",
+        job_name=job_name,
+        cron_schedule="30 2 * * 0",
+        execution_timezone=settings.time_zone,
+        description=_WEEKLY.format(**words),
+    )
+    def weekly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        keys = partitions.get_partition_keys(current_time=context.scheduled_execution_time)
+        return request(context, keys[-settings.sweep_days :], WEEKLY)
+
+    check = dg.ScheduleDefinition(
+        name="yesterday_is_there_schedule",
+        job_name=check_job_name,
+        cron_schedule="0 6 * * *",
+        execution_timezone=settings.time_zone,
+        description=_CHECK.format(**words),
+    )
+    return [nightly, weekly, check]

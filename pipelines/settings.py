@@ -1,7 +1,8 @@
 """The configuration, read from the environment once and checked: every wrong value is refused with what is allowed.
 
-What belongs here: names, defaults and limits of the environment variables. `DATABASE_URL` is read where connections are
-made (`pipelines.database`), so that no object that Dagster may show ever holds a password.
+What belongs here: names, defaults and limits of the environment variables. The two that may hold a secret are read
+where they are used, so that no object that Dagster may show ever holds them: `DATABASE_URL` (`pipelines.database`) and
+`ALERT_WEBHOOK_URL` (`pipelines.alerts`).
 """
 
 import os
@@ -28,10 +29,12 @@ class Settings:
     start_date: date
     time_zone: str
     lookback_days: int
+    sweep_days: int
     workers: int
     lock_timeout_ms: int
     statement_timeout_ms: int
     key_prefix: tuple[str, ...]
+    has_alerts: bool
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":
@@ -39,11 +42,21 @@ class Settings:
             start_date=_date(env, "STATS_START_DATE", "2025-01-01"),
             time_zone=_time_zone(env, "STATS_TIMEZONE", "UTC"),
             lookback_days=_whole_number(env, "STATS_LOOKBACK_DAYS", 3, 1, 366),
+            sweep_days=_whole_number(env, "STATS_SWEEP_DAYS", 35, 1, 366),
             workers=_whole_number(env, "STATS_WORKERS", 4, 1, 64),
             lock_timeout_ms=_whole_number(env, "STATS_LOCK_TIMEOUT_MS", 10_000, 1, 3_600_000),
             statement_timeout_ms=_whole_number(env, "STATS_STATEMENT_TIMEOUT_MS", 1_800_000, 1, 86_400_000),
             key_prefix=_key_prefix(env, "STATS_KEY_PREFIX"),
+            has_alerts=alert_webhook_url(env) is not None,
         )
+
+
+def alert_webhook_url(env: Mapping[str, str] = os.environ) -> str | None:
+    """Where alerts are posted to; None if nowhere. Raises UsageError, which never repeats the value: it is a secret."""
+    url = env.get("ALERT_WEBHOOK_URL", "").strip()
+    if url and not re.fullmatch(r"https?://[^\s/?#]+([/?#]\S*)?", url):
+        raise UsageError("ALERT_WEBHOOK_URL is not an address to post to: write it as https://host/path.")
+    return url or None
 
 
 def _whole_number(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:

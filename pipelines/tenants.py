@@ -16,6 +16,8 @@ from psycopg import sql
 from models import TENANT
 from models.sources import MarketplaceJob, MarketplaceTask
 from models.stats import KEY, MarketplaceJobStats, MarketplaceJobStatsDay
+from pipelines.database import server_and_database
+from pipelines.settings import UsageError
 
 TENANT_PATTERN = "^user_[0-9]+$"
 """What a tenant's schema is called, as a regular expression of PostgreSQL; nothing else is a tenant."""
@@ -96,6 +98,17 @@ def find_tenants(connection: sa.Connection, only: Sequence[str] = ()) -> list[Te
         _judge(schema, {row.relation: row for row in relations})
         for schema, relations in groupby(rows, key=lambda row: row.schema)
     ]
+
+
+def choose_tenants(connection: sa.Connection, names: Sequence[str] = ()) -> list[Tenant]:
+    """The tenants to work on. Raises UsageError if there are none, or not all of those that are named."""
+    tenants = find_tenants(connection, names)
+    database = server_and_database(connection)
+    if missing := sorted(set(names) - {tenant.schema for tenant in tenants}):
+        raise UsageError(f"There is no tenant {', '.join(missing)} in {database}: check the run's `tenants`.")
+    if not tenants:
+        raise UsageError(f"No schema named user_<number> in {database}: is DATABASE_URL the right one?")
+    return tenants
 
 
 def _judge(schema: str, relations: dict[str, sa.Row[Any]]) -> Tenant:

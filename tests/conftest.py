@@ -32,17 +32,33 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+RUN_ROLE = "stats"
+"""The role of a run in all tests: it has nothing but what the migration grants to it."""
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The conninfo of a real server, without a database name."""
+    """The conninfo of a real server, without a database name; as the owner of everything."""
     with running_server() as conninfo:
+        create_run_role(conninfo)
         yield conninfo
 
 
-def url_of(conninfo: str) -> str:
+def create_run_role(server: str) -> None:
+    """The role as the README has it made."""
+    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {RUN_ROLE} LOGIN")
+
+
+def url_of(conninfo: str, user: str | None = None) -> str:
     """The URL that `DATABASE_URL` takes, of a server on a socket."""
     given = psycopg.conninfo.conninfo_to_dict(conninfo)
-    return f"postgresql://{given['user']}@/{given['dbname']}?host={given['host']}"
+    return f"postgresql://{user or given['user']}@/{given['dbname']}?host={given['host']}"
+
+
+def run_url(conninfo: str) -> str:
+    """The same for the role of a run."""
+    return url_of(conninfo, RUN_ROLE)
 
 
 def create_database(server: str, name: str, template: str | None = None) -> str:
@@ -85,7 +101,8 @@ def old_template(server: str) -> str:
 def migrated_template(server: str, old_template: str) -> str:
     """The name of the same database after `alembic upgrade head`."""
     conninfo = create_database(server, "migrated_template", old_template)
-    run("alembic", "upgrade", "head", environment={"DATABASE_URL": url_of(conninfo)})
+    environment = {"MIGRATION_DATABASE_URL": url_of(conninfo), "DATABASE_URL": run_url(conninfo)}
+    run("alembic", "upgrade", "head", environment=environment)
     return "migrated_template"
 
 
@@ -111,7 +128,7 @@ def connection(database: str) -> Iterator[psycopg.Connection[Any]]:
 @pytest.fixture
 def engine(database: str) -> Iterator[sa.Engine]:
     """An engine as a run has it."""
-    engine = create_engine(database)
+    engine = create_engine(run_url(database))
     yield engine
     engine.dispose()
 

@@ -2,26 +2,38 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import date, timedelta
 from typing import Any
 
 import dagster as dg
 import sqlalchemy as sa
 from pydantic import Field
 
+from assets.marketplace_job_stats.checks import check_results, check_specs
 from assets.marketplace_job_stats.report import RunReport, action_codes, explain
-from assets.marketplace_job_stats.upsert import TenantResult, write_tenant
+from assets.marketplace_job_stats.upsert import Order, TenantResult, write_tenant
 from assets.sources import column_schema, source_keys
-from models.stats import MarketplaceJobStats
+from models.stats import MarketplaceJobStats, MarketplaceJobStatsDay
 from pipelines.database import make_durable, server_and_database
 from pipelines.failure import RunFailure
 from pipelines.partitions import Window
 from pipelines.resources import TenantDatabase
 from pipelines.settings import UsageError
-from pipelines.tenants import Tenant, find_tenants
+from pipelines.tenants import Tenant, choose_tenants, find_tenants
 
 # Dagster calls `backfill_policy` beta, six times each time that it loads the asset. The design rests on it knowingly,
 # and the tests of the command line would show a change.
 warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
+
+SCHEDULE_TAG = "marketplace_job_stats/schedule"
+"""The tag by which a run knows what it was scheduled for: NIGHTLY or WEEKLY; other runs do not have it."""
+NIGHTLY, WEEKLY = "nightly", "weekly"
+
+PASSES = 3
+"""How often a run begins again, because the server was lost while it went on, before it gives up."""
+PATIENCE_S = 60
+"""How long it then waits for the server to come back."""
 
 DESCRIPTION = """
 What every customer's jobs did, per action type, marketplace and day: the table `marketplace_job_stats` in each tenant's
@@ -32,9 +44,16 @@ written. So it can be materialized again at any time, in any order, for any rang
 
 - **Materialized** means that the day was run for every tenant. Which tenants were skipped or failed stands in the
   metadata; what was computed for which tenant and day, in its table `marketplace_job_stats_days`.
-- **A failed run** has computed every tenant but those that it names. Mend what it says, and materialize the days again.
+- **A failed run** has computed every tenant but those that it names. Mend what it says, and materialize the days again,
+  with `only_missing: true` for what is missing alone.
 - **Held back**: the application has deleted old jobs or tasks of that day, so a stored number would fall. The stored
   rows are kept. To have the smaller numbers all the same, run the days with `allow_shrink: true`.
+"""
+
+LEDGER_DESCRIPTION = """
+The ledger in each tenant's schema: which days are computed for that tenant, from how many jobs and tasks, in which time
+zone, and which were held back. Written in the same transaction as the stats, so it is the single truth about what is
+there.
 """
 
 
@@ -44,72 +63,158 @@ class StatsConfig(dg.Config):
     tenants: list[str] = Field(
         default=[], description="Schema names, for instance user_7; default all. The days are then only observed."
     )
+    only_missing: bool = Field(
+        default=False, description="Compute, of these days, only those that a tenant's ledger lacks."
+    )
     allow_shrink: bool = Field(
         default=False, description="Write a day even where rows deleted from the source make stored numbers fall."
     )
 
 
 def build_marketplace_job_stats(
-    partitions: dg.DailyPartitionsDefinition, key_prefix: tuple[str, ...] = ()
+    partitions: dg.DailyPartitionsDefinition, sweep_days: int, key_prefix: tuple[str, ...] = ()
 ) -> dg.AssetsDefinition:
-    """The asset over these days."""
+    """The asset over these days; its nightly runs look for missing days among the last `sweep_days`."""
+    key = dg.AssetKey([*key_prefix, MarketplaceJobStats.__tablename__])
 
-    @dg.asset(
-        key_prefix=list(key_prefix) or None,
+    # One asset only; but for a plain one, Dagster demands a result of every check of every run.
+    @dg.multi_asset(
+        name=key.to_python_identifier(),
+        specs=[
+            dg.AssetSpec(
+                key,
+                deps=source_keys(key_prefix),
+                # A run of some tenants only observes, and one with failed tenants has said all when it fails.
+                skippable=True,
+                description=DESCRIPTION,
+                group_name="marketplace_stats",
+                kinds={"postgres", "sqlalchemy"},
+                owners=["team:data"],
+                metadata={
+                    "dagster/column_schema": column_schema(MarketplaceJobStats.__table__),
+                    "dagster/table_name": MarketplaceJobStats.__tablename__,
+                },
+            )
+        ],
+        check_specs=check_specs(key),
+        can_subset=True,
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        deps=source_keys(key_prefix),
-        description=DESCRIPTION,
-        group_name="marketplace_stats",
-        kinds={"postgres", "sqlalchemy"},
-        owners=["team:data"],
-        metadata={
-            "dagster/column_schema": column_schema(MarketplaceJobStats.__table__),
-            "dagster/table_name": "marketplace_job_stats",
-        },
-        # A run of some tenants only observes, and one with failed tenants has said all when it fails.
-        output_required=False,
     )
     def marketplace_job_stats(
         context: dg.AssetExecutionContext, config: StatsConfig, tenant_database: TenantDatabase
-    ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetMaterialization | dg.AssetObservation]:
+    ) -> Iterator[dg.MaterializeResult[Any] | dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckResult]:
         try:
-            window = Window.of(partitions, context.partition_keys)
-            report = _compute(context, config, tenant_database, window)
+            if key not in context.selected_asset_keys:
+                raise UsageError("These checks are evaluated when days are computed: materialize the asset.")
+            order = _order(context, config, partitions, sweep_days)
+            report = _compute(context, config, tenant_database, order)
         except UsageError as error:
             raise RunFailure(error.message) from None
         context.log.info(report.summary())
 
-        days = {key: report.day_metadata(day) for key, day in zip(context.partition_keys, window.dates, strict=True)}
+        days = {k: report.day_metadata(day) for k, day in zip(context.partition_keys, order.window.dates, strict=True)}
         # What belongs to the whole run is stored once, with its last day: that is the one that Dagit shows first.
         days[context.partition_keys[-1]] |= report.run_metadata()
         if config.tenants:
-            for key, metadata in days.items():
-                yield dg.AssetObservation(context.asset_key, partition=key, metadata=metadata)
+            for day, metadata in days.items():
+                yield dg.AssetObservation(key, partition=day, metadata=metadata)
         elif not report.failed:
-            for key, metadata in days.items():
-                context.add_asset_metadata(metadata, partition_key=key)
-            yield dg.MaterializeResult()
+            for day, metadata in days.items():
+                context.add_asset_metadata(metadata, asset_key=key, partition_key=day)
+            yield dg.MaterializeResult(asset_key=key)
         elif report.done:
             # Yielded, not logged: what is logged after the last yield of a step that fails is lost.
-            for key, metadata in days.items():
-                yield dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
+            for day, metadata in days.items():
+                yield dg.AssetMaterialization(key, partition=day, metadata=metadata)
+        if not config.tenants:  # What is true of some tenants says nothing about the others.
+            yield from check_results(report, key)
         if report.failed:
             raise RunFailure(report.failure(), metadata=report.run_metadata())
 
     return marketplace_job_stats
 
 
+def build_ledger(key_prefix: tuple[str, ...] = ()) -> dg.AssetSpec:
+    """The ledger, as an asset that nothing materializes by itself: it is written with the stats."""
+    table = MarketplaceJobStatsDay.__table__
+    return dg.AssetSpec(
+        dg.AssetKey([*key_prefix, table.name]),
+        deps=[dg.AssetKey([*key_prefix, MarketplaceJobStats.__tablename__])],
+        description=LEDGER_DESCRIPTION,
+        group_name="marketplace_stats",
+        kinds={"postgres"},
+        owners=["team:data"],
+        metadata={"dagster/table_name": table.name, "dagster/column_schema": column_schema(table)},
+    )
+
+
+def _order(
+    context: dg.AssetExecutionContext, config: StatsConfig, partitions: dg.DailyPartitionsDefinition, sweep_days: int
+) -> Order:
+    """What this run asks of every tenant. Raises UsageError if its days do not follow each other."""
+    keys = context.partition_keys
+    schedule = context.run.tags.get(SCHEDULE_TAG)
+    catch_up = None
+    if schedule == NIGHTLY:
+        since = max(partitions.get_first_partition_key() or keys[0], _days_before(keys[-1], sweep_days - 1))
+        if since < keys[0]:
+            earlier = dg.PartitionKeyRange(since, keys[-1])
+            catch_up = Window.of(partitions, partitions.get_partition_keys_in_range(earlier))
+    return Order(
+        window=Window.of(partitions, keys),
+        run_id=context.run.run_id,
+        only_missing=config.only_missing,
+        catch_up=catch_up,
+        allow_shrink=config.allow_shrink,
+        count_no_end=schedule == WEEKLY,
+    )
+
+
+def _days_before(key: str, days: int) -> str:
+    return (date.fromisoformat(key) - timedelta(days)).isoformat()
+
+
 def _compute(
-    context: dg.AssetExecutionContext, config: StatsConfig, database: TenantDatabase, window: Window
+    context: dg.AssetExecutionContext, config: StatsConfig, database: TenantDatabase, order: Order
 ) -> RunReport:
-    """Computes the window for the chosen tenants, several at once. What is returned is durable. Raises UsageError."""
+    """Computes the days for the chosen tenants. What is returned is durable. Raises UsageError."""
+    for number in range(1, PASSES + 1):
+        with database.connect(patience_s=0 if number == 1 else PATIENCE_S) as (engine, witness):
+            report = RunReport(order, server_and_database(witness), action_codes(witness))
+            try:
+                _compute_once(context, config, database, report, engine, witness)
+            except sa.exc.DBAPIError as error:
+                if not witness.invalidated:
+                    raise UsageError(
+                        f"{report.summary()}. But that may not be on disk: {explain(error)}. Run it again."
+                    ) from None
+                # A server that crashes forgets what was committed last, so nobody is done; to compute a tenant again
+                # that is done after all changes nothing.
+                context.log.warning(f"The server was lost ({explain(error)}): beginning again, with every tenant")
+            else:
+                return report
+    raise UsageError(
+        f"The server was lost in each of {PASSES} tries, so nothing is sure to be on disk: look after "
+        f"{report.database}, then run it again."
+    )
+
+
+def _compute_once(
+    context: dg.AssetExecutionContext,
+    config: StatsConfig,
+    database: TenantDatabase,
+    report: RunReport,
+    engine: sa.Engine,
+    witness: sa.Connection,
+) -> None:
+    """One pass over the tenants, several at once. Raises UsageError, or a DBAPIError if the witness was lost."""
 
     def work(connection: sa.Connection, tenant: Tenant) -> TenantResult | Tenant:
         if tenant.skipped or tenant.failed:
             return tenant
         try:
-            return write_tenant(connection, tenant.schema, window, context.run.run_id, config.allow_shrink)
+            return write_tenant(connection, tenant.schema, report.order)
         except sa.exc.DBAPIError:
             if connection.invalidated:
                 raise
@@ -120,36 +225,19 @@ def _compute(
                 raise
             return found[0] if found else Tenant(tenant.schema, skipped="gone: dropped while the run went on")
 
-    with database.connect() as (engine, connection):
-        with connection:
-            tenants = _choose(connection, config.tenants)
-            report = RunReport(window, server_and_database(connection), action_codes(connection))
-        context.log.info(f"Computing {window}, for {len(tenants)} tenants of {report.database}")
-        for number, (tenant, outcome) in enumerate(database.for_each(engine, tenants, work), start=1):
+    with witness.begin():
+        tenants = choose_tenants(witness, config.tenants)
+    context.log.info(f"Computing {report.order.window}, for {len(tenants)} tenants of {report.database}")
+    with closing(database.for_each(engine, tenants, work)) as outcomes:
+        for number, (tenant, outcome) in enumerate(outcomes, start=1):
             report.add(tenant, outcome)
             if tenant.schema in report.failed:
                 context.log.error(f"{tenant.schema} failed: {report.failed[tenant.schema]}")
+                with witness.begin():
+                    witness.execute(sa.text("SELECT"))  # Is it the tenant, or the server?
             if number % 1000 == 0:
                 context.log.info(f"{number} of {len(tenants)} tenants")
-        if not report.done and not report.failed:
-            raise UsageError(f"Nothing to compute in {report.database}. {report.reasons(report.skipped)}.")
-        if report.done:
-            try:
-                make_durable(engine, context.run.run_id)
-            except sa.exc.DBAPIError as error:
-                raise UsageError(
-                    f"{report.summary()}. But that may not be on disk: {explain(error)}. Run it again."
-                ) from None
-    return report
-
-
-def _choose(connection: sa.Connection, names: list[str]) -> list[Tenant]:
-    """The tenants to compute. Raises UsageError if there are none, or not all of those that are named."""
-    with connection.begin():
-        tenants = find_tenants(connection, names)
-    database = server_and_database(connection)
-    if missing := sorted(set(names) - {tenant.schema for tenant in tenants}):
-        raise UsageError(f"There is no tenant {', '.join(missing)} in {database}: check the run's `tenants`.")
-    if not tenants:
-        raise UsageError(f"No schema named user_<number> in {database}: is DATABASE_URL the right one?")
-    return tenants
+    if not report.done and not report.failed:
+        raise UsageError(f"Nothing to compute in {report.database}. {report.reasons(report.skipped)}.")
+    if report.done:
+        make_durable(witness, report.order.run_id)

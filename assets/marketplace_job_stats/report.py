@@ -12,9 +12,8 @@ import dagster as dg
 import sqlalchemy as sa
 
 from assets.marketplace_job_stats.aggregate import COUNTS
-from assets.marketplace_job_stats.upsert import TenantResult
+from assets.marketplace_job_stats.upsert import Order, ProofError, TenantResult, TimeZoneError
 from models.sources import MarketplaceActionType
-from pipelines.partitions import Window
 from pipelines.tenants import Tenant
 
 MOST_ROWS = 20
@@ -38,6 +37,9 @@ _DAY_SUMS = {
 
 _REMEDIES = {
     "42501": "grant the role what it lacks: see `Roles` in the README",
+    "40001": "other sessions were in its way each time: run the tenant again",
+    "40P01": "other sessions were in its way each time: run the tenant again",
+    "53300": "the server has no connection left: lower STATS_WORKERS, or raise its max_connections",
     "55P03": "another session kept a lock for longer than STATS_LOCK_TIMEOUT_MS: find it, and run the tenant again",
     "57014": "it took longer than STATS_STATEMENT_TIMEOUT_MS: raise it, or run fewer days at once",
 }
@@ -45,6 +47,8 @@ _REMEDIES = {
 
 def explain(error: Exception) -> str:
     """An error of a tenant as one sentence: the server's first line, the SQLSTATE, and the remedy if one is known."""
+    if isinstance(error, ProofError | TimeZoneError):
+        return str(error)
     if not isinstance(error, sa.exc.DBAPIError):
         return f"{type(error).__name__}: {error}"
     sqlstate = getattr(error.orig, "sqlstate", None)
@@ -54,19 +58,26 @@ def explain(error: Exception) -> str:
 
 
 class RunReport:
-    """Adds up what the tenants' transactions returned; of a tenant that was done, nothing is kept."""
+    """Adds up what the tenants' transactions returned; of a tenant that was done, only what has to be named is kept."""
 
-    def __init__(self, window: Window, database: str, action_codes: Mapping[int, str]) -> None:
-        self.window = window
+    def __init__(self, order: Order, database: str, action_codes: Mapping[int, str]) -> None:
+        self.order = order
         self.database = database
         self.done = 0
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self._action_codes = action_codes
-        self._days: dict[date, Counter[str]] = {day: Counter() for day in window.dates}
+        self._days: dict[date, Counter[str]] = {day: Counter() for day in order.window.dates}
         self._sums: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-        self._held_back: list[dict[str, Any]] = []
+        # The first of the days that were held back, each with the stored numbers and those of the source.
+        self.held_back: list[dict[str, Any]] = []
         self.held_back_count = 0
+        self.unproved: set[str] = set()
+        self.finished_jobs = 0
+        self.uncounted: Counter[str] = Counter()
+        self._uncounted_by_tenant: dict[str, Counter[str]] = {}
+        self._caught_up: dict[str, list[date]] = {}
+        self._tenants_changed = 0
 
     def add(self, tenant: Tenant, outcome: TenantResult | Tenant | Exception) -> None:
         """Takes the outcome of one tenant: its result, the state that it was found in, or the error."""
@@ -80,10 +91,16 @@ class RunReport:
                 self.failed[tenant.schema] = str(reason)
             case Exception():
                 self.failed[tenant.schema] = explain(outcome)
+                if isinstance(outcome, ProofError):
+                    self.unproved.add(tenant.schema)
 
     def _add_result(self, tenant: Tenant, result: TenantResult) -> None:
+        uncounted = Counter({"no_end": result.no_end_count})
         for day in result.days:
-            sums = self._days[day["date"]]
+            if day["date"] not in self._days:
+                self._caught_up.setdefault(tenant.schema, []).append(day["date"])
+            sums = self._days.get(day["date"], Counter())
+            sums["tenants_done"] += 1
             for name, columns in _DAY_SUMS.items():
                 sums[name] += sum(day[column] for column in columns)
             if day["is_held_back"]:
@@ -91,6 +108,14 @@ class RunReport:
                 self._hold_back(tenant, day)
             else:
                 sums["rows_unchanged"] += day["row_count"] - day["inserted"] - day["updated"]
+            uncounted["unknown_marketplace"] += day["unknown_marketplace_count"]
+            uncounted["bad_duration"] += day["bad_duration_count"]
+            self.finished_jobs += day["unknown_marketplace_count"]
+            self.finished_jobs += day["total_jobs"] + day["cancelled_count"] + day["expired_count"]
+        self._tenants_changed += any(day["inserted"] + day["updated"] + day["deleted"] for day in result.days)
+        if uncounted.total():
+            self.uncounted += uncounted
+            self._uncounted_by_tenant[tenant.schema] = uncounted
         for row in result.sums:
             action = self._action_codes.get(row["action_type_id"], "unknown")
             # A row of the old live counter has nulls.
@@ -98,9 +123,9 @@ class RunReport:
 
     def _hold_back(self, tenant: Tenant, day: Mapping[str, Any]) -> None:
         self.held_back_count += 1
-        if len(self._held_back) < MOST_ROWS:
+        if len(self.held_back) < MOST_ROWS:
             source_jobs = day["total_jobs"] + day["cancelled_count"] + day["expired_count"]
-            self._held_back.append(
+            self.held_back.append(
                 {
                     "tenant": tenant.schema,
                     "date": day["date"].isoformat(),
@@ -115,8 +140,7 @@ class RunReport:
         """The numbers of one day over all tenants."""
         sums = self._days[day]
         return {
-            **{name: sums[name] for name in (*_DAY_SUMS, "rows_unchanged", "tenants_held_back")},
-            "tenants_done": self.done,
+            **{name: sums[name] for name in (*_DAY_SUMS, "rows_unchanged", "tenants_held_back", "tenants_done")},
             "tenants_skipped": len(self.skipped),
             "tenants_failed": len(self.failed),
         }
@@ -124,22 +148,47 @@ class RunReport:
     def run_metadata(self) -> dict[str, Any]:
         """What belongs to the run as a whole; tables are cut after MOST_ROWS rows, the numbers beside them are not."""
         metadata: dict[str, Any] = {
-            "run_window": str(self.window),
+            "run_window": str(self.order.window),
             "run_database": self.database,
+            "run_tenants_changed": self._tenants_changed,
+            "run_days_changed": sum(_changed(sums) > 0 for sums in self._days.values()),
             "run_days_held_back": self.held_back_count,
-            "run_preview": _table(self._preview()),
+            "run_days_caught_up": sum(map(len, self._caught_up.values())),
+            "run_preview": table(self._preview()),
             "run_preview_of_actions": len(self._sums),
         }
         for name, reasons in (("run_tenants_failed", self.failed), ("run_tenants_skipped", self.skipped)):
             if reasons:
                 rows = [{"tenant": schema, "reason": reason} for schema, reason in reasons.items()]
-                metadata[name] = _table(rows)
-        if self._held_back:
-            metadata["run_held_back"] = _table(self._held_back)
+                metadata[name] = table(rows)
+        if self.order.count_no_end:
+            metadata["run_jobs_without_day"] = self.uncounted["no_end"]
+        for name, rows in (
+            ("run_held_back", self.held_back),
+            ("run_uncounted", self.uncounted_rows()),
+            ("run_caught_up", self._caught_up_rows()),
+        ):
+            if rows:
+                metadata[name] = table(rows)
         return metadata
 
+    def uncounted_rows(self) -> list[dict[str, Any]]:
+        """How many jobs were left out, by tenant and reason, the most first."""
+        worst = sorted(self._uncounted_by_tenant.items(), key=lambda item: -item[1].total())
+        return [
+            {"tenant": schema, **{name: counts[name] for name in ("unknown_marketplace", "bad_duration", "no_end")}}
+            for schema, counts in worst[:MOST_ROWS]
+        ]
+
+    def _caught_up_rows(self) -> list[dict[str, Any]]:
+        """The tenants for which earlier days were missing, and are there now."""
+        return [
+            {"tenant": schema, "days": len(dates), "first": str(min(dates)), "last": str(max(dates))}
+            for schema, dates in list(self._caught_up.items())[:MOST_ROWS]
+        ]
+
     def _preview(self) -> list[dict[str, Any]]:
-        """The stored rows of the window, added up over days and tenants, the busiest actions first."""
+        """The stored rows of the computed days, added up over days and tenants, the busiest actions first."""
         busiest = sorted(self._sums.items(), key=lambda item: (-item[1]["total_jobs"], item[0]))
         return [
             {
@@ -157,9 +206,7 @@ class RunReport:
 
     def summary(self) -> str:
         """The run in one sentence."""
-        changed = sum(
-            self._days[day][name] for day in self._days for name in ("rows_inserted", "rows_updated", "rows_deleted")
-        )
+        changed = sum(map(_changed, self._days.values()))
         return (
             f"{self.done} tenants done, {len(self.skipped)} skipped, {len(self.failed)} failed; "
             f"{changed} rows changed, {self.held_back_count} days held back"
@@ -176,7 +223,12 @@ class RunReport:
         return first + (f"; and {len(tenants) - 3} more" if len(tenants) > 3 else "")
 
 
-def _table(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue[Any]:
+def _changed(sums: Counter[str]) -> int:
+    """How many rows of a day were written."""
+    return sums["rows_inserted"] + sums["rows_updated"] + sums["rows_deleted"]
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue[Any]:
     records = [dg.TableRecord(dict(row)) for row in list(rows)[:MOST_ROWS]]
     if not records:
         return dg.MetadataValue.text("no rows")

@@ -1,10 +1,11 @@
-"""One tenant's transaction: lock, write the difference between counted and stored rows, read back, prove.
+"""One tenant's transaction: lock, choose the days, write what differs from the stored rows, read back, prove.
 
 `write_tenant` is the protocol; `difference` is the one statement that it stands on.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +18,7 @@ from assets.marketplace_job_stats.aggregate import (
     FINISHED,
     FINISHED_TASKS,
     JOB_COUNTS,
+    RAN,
     TASK_COUNTS,
     counted_rows,
     days,
@@ -45,39 +47,106 @@ class ProofError(Exception):
     """The stored rows are not what was counted; the tenant's transaction is rolled back."""
 
 
+class TimeZoneError(Exception):
+    """The tenant's other days were computed in another time zone; nothing was done."""
+
+    def __init__(self, computed_in: str, wanted: str, first: date, last: date) -> None:
+        super().__init__(
+            f"its days were computed in {computed_in}, not in {wanted}, and days of two zones overlap: "
+            f"set STATS_TIMEZONE back, or recompute them all in one run, with --partition-range {first}...{last}"
+        )
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a run asks of every tenant: these days, or with `only_missing` those of them that its ledger lacks.
+
+    `catch_up`: days up to the last one asked for, of which those that the ledger lacks are taken along.
+    `allow_shrink`: write a day also where stored numbers fall. `count_no_end`: look for jobs that have no day.
+    """
+
+    window: Window
+    run_id: str
+    only_missing: bool = False
+    catch_up: Window | None = None
+    allow_shrink: bool = False
+    count_no_end: bool = False
+
+
 @dataclass(frozen=True)
 class TenantResult:
     """What a tenant's transaction did.
 
-    `days`: a mapping per day (see `difference`), with `stored_row_count`, the rows that the table now holds.
-    `sums`: the stored sums of the window per marketplace and action type (see `stored_sums`).
+    `days`: a mapping per computed day (see `difference`), with `stored_row_count`, the rows that the table now holds.
+    `sums`: the stored sums of these days per marketplace and action type (see `stored_sums`).
+    `no_end_count`: how many jobs have no day, if they were looked for.
     """
 
     days: Sequence[Mapping[str, Any]]
     sums: Sequence[RowMapping]
+    no_end_count: int = 0
 
 
-def write_tenant(
-    connection: sa.Connection, schema: str, window: Window, run_id: str, allow_shrink: bool
-) -> TenantResult:
-    """Recomputes the window of one tenant in one transaction.
+def write_tenant(connection: sa.Connection, schema: str, order: Order) -> TenantResult:
+    """Computes the days of one tenant in one transaction.
 
     The lock comes first: under REPEATABLE READ the snapshot is taken after it is granted, so runs over the same tenant,
     and writers of the stats, follow each other, and readers are not disturbed. No source row is locked. Raises
-    ProofError, or what the database raises; then nothing is written.
+    ProofError, TimeZoneError, or what the database raises; then nothing is written.
     """
-    parameters = {**window.parameters(), "run_id": run_id, "allow_shrink": allow_shrink}
     on_tenant(connection, schema)
+    result = TenantResult([], [])
     with connection.begin():
         connection.execute(sa.text(f"LOCK TABLE {quoted(schema)}.{stats.name} IN SHARE ROW EXCLUSIVE MODE"))
-        days = connection.execute(difference(), parameters).mappings().all()
-        sums = connection.execute(stored_sums(), parameters).mappings().all()
-        stored = {row["date"]: row for row in sums if row["is_day"]}
-        _prove(days, stored)
-    return TenantResult(
-        [{**dict(day), "stored_row_count": stored.get(day["date"], _NOTHING)["row_count"]} for day in days],
-        [row for row in sums if not row["is_day"]],
+        for window in _windows(connection, order):
+            parameters = {**window.parameters(), "run_id": order.run_id, "allow_shrink": order.allow_shrink}
+            days = connection.execute(difference(), parameters).mappings().all()
+            sums = connection.execute(stored_sums(), parameters).mappings().all()
+            stored = {row["date"]: row for row in sums if row["is_day"]}
+            _prove(days, stored)
+            result = TenantResult(
+                [*result.days, *({**day, "stored_row_count": _row_count(stored, day["date"])} for day in days)],
+                [*result.sums, *(row for row in sums if not row["is_day"])],
+            )
+        if order.count_no_end:
+            result = replace(result, no_end_count=connection.scalar(no_end()) or 0)
+    return result
+
+
+def _windows(connection: sa.Connection, order: Order) -> list[Window]:
+    """The days to compute for this tenant: what the order says, in the light of its ledger. Raises TimeZoneError."""
+    candidates = order.catch_up or order.window
+    known = connection.execute(ledger_days(), candidates.parameters()).one()
+    missing = set(candidates.dates) - set(known.dates or ())
+    chosen = missing if order.only_missing else missing.union(order.window.dates)
+    # Where the zone has changed, the days of the old and of the new one overlap, or leave hours out between them. So
+    # no day of the old zone may stay.
+    if known.elsewhere and not chosen.issuperset(known.elsewhere):
+        last = max(*known.elsewhere, candidates.dates[-1])
+        raise TimeZoneError(known.time_zone, candidates.time_zone, min(known.elsewhere), last)
+    return candidates.parts(chosen)
+
+
+@lru_cache
+def ledger_days() -> sa.Select[Any, Any, Any]:
+    """One row: `dates`, those of the window that the ledger has; `elsewhere`, all that are in another zone, and it."""
+    is_elsewhere = ledger.c.time_zone != sa.bindparam("time_zone", type_=sa.Text)
+    return sa.select(
+        sa.func.array_agg(ledger.c.date).filter(ledger.c.date.between(_first_date, _last_date)).label("dates"),
+        sa.func.array_agg(ledger.c.date).filter(is_elsewhere).label("elsewhere"),
+        sa.func.min(ledger.c.time_zone).filter(is_elsewhere).label("time_zone"),
     )
+
+
+@lru_cache
+def no_end() -> sa.Select[Any]:
+    """How many jobs ran to an end that is not a time, so that they have no day. Reads the whole table."""
+    has_no_end = sa.or_(jobs.c.completed_at.is_(None), sa.not_(sa.func.isfinite(jobs.c.completed_at)))
+    return sa.select(sa.func.count()).select_from(jobs).where(job_status.in_(RAN), has_no_end)
+
+
+def _row_count(stored: Mapping[Any, Mapping[Any, Any]], day: date) -> int:
+    return int(stored.get(day, _NOTHING)["row_count"])
 
 
 def _prove(days: Sequence[RowMapping], stored: Mapping[Any, Mapping[Any, Any]]) -> None:

@@ -13,7 +13,7 @@ from assets.marketplace_job_stats import asset
 from pipelines.definitions import build_defs
 from pipelines.settings import Settings
 from tests import application
-from tests.conftest import url_of, wait_until
+from tests.conftest import run_url, url_of, wait_until
 
 KEY = dg.AssetKey(["marketplace_job_stats"])
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
@@ -42,8 +42,8 @@ def source_rows(connection: psycopg.Connection[Any]) -> None:
 
 @pytest.fixture
 def url(database: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("DATABASE_URL", url_of(database))
-    return url_of(database)
+    monkeypatch.setenv("DATABASE_URL", run_url(database))
+    return run_url(database)
 
 
 def materialize(
@@ -51,7 +51,7 @@ def materialize(
 ) -> dg.ExecuteInProcessResult:
     """A run of the asset over a range of days, with this run config, in this process."""
     definitions = build_defs(Settings.from_env({"STATS_LOCK_TIMEOUT_MS": "2000"}))
-    return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+    return definitions.resolve_job_def("marketplace_job_stats_job").execute_in_process(
         run_config={"ops": {"marketplace_job_stats": {"config": config}}},
         tags={
             "dagster/asset_partition_range_start": first,

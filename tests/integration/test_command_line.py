@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from tests import application
-from tests.conftest import run, url_of
+from tests.conftest import run, run_url, url_of
 from tests.integration.test_asset import job
 
 MATERIALIZE = ("dagster", "asset", "materialize", "-m", "pipelines.definitions", "--select", "marketplace_job_stats")
@@ -16,7 +16,7 @@ DOWN = "postgresql://root:s3cret@127.0.0.1:1/shop"
 def test_a_range_and_its_options_on_a_foreign_database(connection: psycopg.Connection[Any], database: str) -> None:
     """`--partition-range` computes every day in one run; `--config-json` takes the asset's own options."""
     application.insert(connection, "user_2", "marketplace_jobs", [job(id=1), job(id=2)])
-    environment = {"DATABASE_URL": url_of(database).replace("postgresql://", "postgresql+psycopg://")}
+    environment = {"DATABASE_URL": run_url(database).replace("postgresql://", "postgresql+psycopg://")}
     result = run(*MATERIALIZE, "--partition-range", "2025-01-01...2026-01-31", environment=environment)
     assert "396 days in UTC, 2025-01-01 to 2026-01-31" in result.stderr
     assert f"3 tenants of database {connection.info.dbname} on" in result.stderr

@@ -122,7 +122,7 @@ def test_an_interrupted_run_cancels_what_is_under_way(database: str, monkeypatch
 
         results = resource.for_each(engine, [Tenant("user_1"), Tenant("user_2"), Tenant("user_3")], work)
         next(results)
-        results.close()  # type: ignore[attr-defined]
+        results.close()
         sleeping = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND state = 'active'")
         assert connection.scalar(sleeping) == 0
 

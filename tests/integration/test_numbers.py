@@ -10,11 +10,11 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets.marketplace_job_stats.upsert import write_tenant
+from assets.marketplace_job_stats.upsert import Order, write_tenant
 from pipelines.database import create_engine
 from pipelines.partitions import Window
 from tests import application, strategies
-from tests.conftest import create_database
+from tests.conftest import create_database, run_url
 from tests.reference import (
     JOB_COLUMNS,
     ROW_COLUMNS,
@@ -34,7 +34,7 @@ FAR_AWAY = date(2001, 1, 1)
 def shop(server: str, migrated_template: str) -> Iterator[tuple[psycopg.Connection[Any], sa.Engine]]:
     """One database for all examples of this module: each example empties the tables first."""
     conninfo = create_database(server, "numbers", migrated_template)
-    engine = create_engine(conninfo)
+    engine = create_engine(run_url(conninfo))
     with psycopg.connect(conninfo, autocommit=True) as connection:
         yield connection, engine
     engine.dispose()
@@ -62,7 +62,7 @@ def fill(
 def compute(engine: sa.Engine, schema: str, window: Window, allow_shrink: bool = False) -> list[Row]:
     """Runs the tenant's transaction; returns its days."""
     with engine.connect() as connection:
-        return list(write_tenant(connection, schema, window, "test", allow_shrink).days)
+        return list(write_tenant(connection, schema, Order(window, "test", allow_shrink=allow_shrink)).days)
 
 
 def stored_rows(connection: psycopg.Connection[Any], schema: str) -> list[tuple[Any, ...]]:

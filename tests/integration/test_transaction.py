@@ -9,7 +9,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from assets.marketplace_job_stats.upsert import ProofError, write_tenant
+from assets.marketplace_job_stats.upsert import Order, ProofError, write_tenant
 from pipelines.partitions import Window
 from tests import application
 from tests.conftest import wait_until
@@ -29,7 +29,7 @@ def source_rows(connection: psycopg.Connection[Any]) -> None:
 
 def write(engine: sa.Engine, window: Window = WINDOW, run_id: str = "test") -> list[dict[str, Any]]:
     with engine.connect() as connection:
-        return [dict(day) for day in write_tenant(connection, "user_2", window, run_id, allow_shrink=False).days]
+        return [dict(day) for day in write_tenant(connection, "user_2", Order(window, run_id)).days]
 
 
 def test_runs_and_a_live_writer_follow_each_other(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:

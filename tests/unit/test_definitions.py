@@ -1,8 +1,7 @@
 """What Dagster loads: names of the contract, the schedule's ticks, the days."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
-from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
@@ -40,38 +39,6 @@ def test_a_prefix_is_put_before_all_keys() -> None:
     keys = {key for asset in definitions.resolve_all_asset_specs() for key in [asset.key]}
     assert {key.path[0] for key in keys} == {"eu"}
     assert dg.AssetKey(["eu", "marketplace_job_stats"]) in keys
-
-
-def tick(zone: str, *, at: datetime, **variables: str) -> dg.RunRequest | dg.SkipReason:
-    """What the nightly schedule asks for at this moment."""
-    settings = Settings.from_env({"STATS_TIMEZONE": zone, **variables})
-    schedule = build_defs(settings).resolve_schedule_def("marketplace_job_stats_schedule")
-    result = schedule(dg.build_schedule_context(scheduled_execution_time=at))
-    assert isinstance(result, dg.RunRequest | dg.SkipReason)
-    return result
-
-
-@pytest.mark.parametrize("zone", ["UTC", "Europe/Paris", "America/New_York", "America/Havana", "Asia/Kathmandu"])
-@pytest.mark.parametrize("month_and_day", [(1, 15), (3, 9), (3, 30), (10, 26), (11, 2), (11, 3)])
-def test_the_nightly_tick_asks_for_the_days_that_have_closed(zone: str, month_and_day: tuple[int, int]) -> None:
-    """At 00:30 local time the range ends with yesterday, also on days when the clocks change."""
-    at = datetime(2025, *month_and_day, 0, 30, tzinfo=ZoneInfo(zone))
-    request = tick(zone, at=at)
-    assert isinstance(request, dg.RunRequest)
-    yesterday = at.date() - timedelta(days=1)
-    assert request.tags["dagster/asset_partition_range_end"] == yesterday.isoformat()
-    assert request.tags["dagster/asset_partition_range_start"] == (yesterday - timedelta(days=2)).isoformat()
-    assert request.run_key == at.isoformat()
-
-
-def test_the_look_back_ends_at_the_first_day() -> None:
-    """A database that begins today has nothing to do; one that began yesterday has one day."""
-    at = datetime(2026, 3, 2, 0, 30, tzinfo=UTC)
-    assert isinstance(tick("UTC", at=at, STATS_START_DATE="2026-03-02"), dg.SkipReason)
-    request = tick("UTC", at=at, STATS_START_DATE="2026-03-01")
-    assert isinstance(request, dg.RunRequest)
-    assert set(request.tags.values()) >= {"2026-03-01"}
-    assert request.tags["dagster/asset_partition_range_start"] == request.tags["dagster/asset_partition_range_end"]
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Paris", "America/Havana", "Atlantic/Azores", "Australia/Lord_Howe"])

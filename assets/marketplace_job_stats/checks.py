@@ -1,0 +1,167 @@
+"""The asset checks: what each asks, why, and what to do when it is red.
+
+Only one blocks. The others warn: the numbers that are there are right, but somebody should look. They speak of the last
+run over all tenants, and are evaluated in its own step, because nothing after it executes when tenants have failed.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+import sqlalchemy as sa
+
+from assets.marketplace_job_stats.report import RunReport, explain, table
+from models.sources import MarketplaceJob
+from models.stats import MarketplaceJobStatsDay
+from pipelines.failure import RunFailure
+from pipelines.partitions import Window
+from pipelines.resources import TenantDatabase
+from pipelines.settings import UsageError
+from pipelines.tenants import Tenant, choose_tenants, on_tenant
+
+MOST_UNCOUNTED = 0.01
+"""The share of the finished jobs that may be left out, wholly or from the durations, before it is worth a warning."""
+
+PROOF, TENANTS, HELD_BACK, COUNTED, YESTERDAY = (
+    "stored_counts_are_the_counted",
+    "every_tenant_is_computed",
+    "no_day_is_held_back",
+    "few_jobs_are_uncounted",
+    "yesterday_is_there",
+)
+
+_DESCRIPTIONS = {
+    PROOF: """
+**Blocks.** Before a tenant's transaction commits, its stored rows are read back: every count of every day must be
+what was counted in the source. Otherwise nothing of that tenant is written.
+
+*When it is red:* something on that tenant's `marketplace_job_stats` changes what is written. Look for a trigger or a
+rule, remove it, and run the days again.
+""",
+    TENANTS: """
+**Warns** of tenants that could not be computed: not migrated, locked, without a privilege, or broken in another way.
+The others are done, and nothing of these was changed.
+
+*When it is red:* each is named with its SQLSTATE and what to do. Then run the days again with `only_missing: true`;
+the next nightly run does it too.
+""",
+    HELD_BACK: """
+**Warns** of days that were left as they were, because the application has deleted jobs or tasks of theirs by age, and a
+stored number would fall.
+
+*When it is red:* nothing is lost. If history should be kept, leave it so, and keep the range of the schedules shorter
+than the application keeps its rows. If the smaller numbers are right, run the days with `allow_shrink: true`, for
+these `tenants`.
+""",
+    COUNTED: f"""
+**Warns** if more than {MOST_UNCOUNTED:.0%} of the finished jobs are left out: of an unknown marketplace (not
+counted), with a start that makes no sense (counted, but not in the durations), or, in the weekly run, ended at no
+known time (no day).
+
+*When it is red:* the application writes something new or wrong. The tenants are named, the most first.
+""",
+    YESTERDAY: """
+**Warns** if a tenant's ledger lacks yesterday, by its own schedule in the morning: whatever the runs have said. Tenants
+without a job that ended before today are left out: they are new.
+
+*When it is red:* look whether the nightly run was started, waits in the queue, or has failed. The next one takes
+missing days along; to have them now, materialize them with `only_missing: true`.
+""",
+}
+
+
+def check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    """The checks that a run evaluates in its own step."""
+    return [
+        dg.AssetCheckSpec(name, asset=key, blocking=name == PROOF, description=_DESCRIPTIONS[name])
+        for name in (PROOF, TENANTS, HELD_BACK, COUNTED)
+    ]
+
+
+def check_results(report: RunReport, key: dg.AssetKey) -> Iterator[dg.AssetCheckResult]:
+    """What a run over all tenants found."""
+    uncounted = report.uncounted.total()
+    share = uncounted / max(1, report.finished_jobs + report.uncounted["no_end"])
+    unproved = sorted(report.unproved)
+    found: dict[str, tuple[bool, str, list[dict[str, Any]]]] = {
+        PROOF: (
+            not unproved,
+            f"{report.done} tenants proved, {len(unproved)} not",
+            [{"tenant": schema, "reason": report.failed[schema]} for schema in unproved],
+        ),
+        TENANTS: (
+            not report.failed,
+            f"{report.done} tenants computed, {len(report.failed)} failed",
+            [{"tenant": schema, "reason": reason} for schema, reason in report.failed.items()],
+        ),
+        HELD_BACK: (not report.held_back_count, f"{report.held_back_count} days held back", report.held_back),
+        COUNTED: (
+            share <= MOST_UNCOUNTED,
+            f"{uncounted} of {report.finished_jobs} finished jobs left out ({share:.1%})",
+            report.uncounted_rows(),
+        ),
+    }
+    for name, (passed, sentence, rows) in found.items():
+        yield dg.AssetCheckResult(
+            asset_key=key,
+            check_name=name,
+            passed=passed,
+            severity=dg.AssetCheckSeverity.ERROR if name == PROOF else dg.AssetCheckSeverity.WARN,
+            description=f"{sentence}; {report.order.window}",
+            metadata={"tenants": table(rows)} if rows else {},
+        )
+
+
+def build_yesterday_check(
+    partitions: dg.DailyPartitionsDefinition, ledger_key: dg.AssetKey
+) -> dg.AssetChecksDefinition:
+    """The check that asks the ledgers themselves. It is the ledger's, so that materializing the stats does not run it.
+
+    Dagster's freshness policies do not serve: they take any day's materialization for fresh.
+    """
+    ledger, jobs = MarketplaceJobStatsDay.__table__, MarketplaceJob.__table__
+    is_there = sa.select(sa.literal(1)).where(ledger.c.date == sa.bindparam("date")).exists()
+    is_new = ~sa.select(sa.literal(1)).where(jobs.c.completed_at < sa.bindparam("end")).exists()
+    query = sa.select(sa.or_(is_there, is_new))
+
+    @dg.asset_check(asset=ledger_key, name=YESTERDAY, description=_DESCRIPTIONS[YESTERDAY])
+    def yesterday_is_there(
+        context: dg.AssetCheckExecutionContext, tenant_database: TenantDatabase
+    ) -> dg.AssetCheckResult:
+        keys = partitions.get_partition_keys(current_time=datetime.now(UTC))
+        if not keys:
+            return dg.AssetCheckResult(passed=True, description="No day has closed yet.")
+        yesterday = Window.of(partitions, keys[-1:])
+
+        def work(connection: sa.Connection, tenant: Tenant) -> str | None:
+            if tenant.skipped or tenant.failed:
+                return tenant.failed
+            with on_tenant(connection, tenant.schema).begin():
+                found = connection.scalar(query, {"date": yesterday.dates[0], "end": yesterday.end})
+            return None if found else "is not in the ledger"
+
+        try:
+            with tenant_database.connect() as (engine, connection):
+                with connection.begin():
+                    tenants = choose_tenants(connection)
+                found = list(tenant_database.for_each(engine, tenants, work))
+        except UsageError as error:
+            raise RunFailure(error.message) from None
+        missing = {
+            tenant.schema: explain(reason) if isinstance(reason, Exception) else reason
+            for tenant, reason in found
+            if reason is not None
+        }
+        return dg.AssetCheckResult(
+            passed=not missing,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=f"{yesterday.dates[0]} is there for {len(found) - len(missing)} of {len(found)} tenants",
+            metadata={
+                "tenants": table({"tenant": schema, "reason": reason} for schema, reason in sorted(missing.items()))
+            }
+            if missing
+            else {},
+        )
+
+    return yesterday_is_there
