@@ -52,8 +52,10 @@ def post(url: str, text: str) -> None:
     )
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S):  # noqa: S310 See above.
-            pass
+            return
+    except urllib.error.HTTPError as error:
+        with error:
+            reason = f"HTTP status {error.code}"
     except (OSError, ValueError) as error:
-        # An HTTPError is an OSError; its reason is the server's word, not the address.
-        reason = f"HTTP status {error.code}" if isinstance(error, urllib.error.HTTPError) else type(error).__name__
-        raise UsageError(f"ALERT_WEBHOOK_URL: {urlsplit(url).hostname} did not take the alert ({reason}).") from None
+        reason = type(getattr(error, "reason", error)).__name__
+    raise UsageError(f"ALERT_WEBHOOK_URL: {urlsplit(url).hostname} did not take the alert ({reason}).")

@@ -82,7 +82,7 @@ def check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
 def check_results(report: RunReport, key: dg.AssetKey) -> Iterator[dg.AssetCheckResult]:
     """What a run over all tenants found."""
     uncounted = report.uncounted.total()
-    share = uncounted / max(1, report.finished_jobs + report.uncounted["no_end"])
+    share = uncounted / max(1, report.finished_jobs)
     unproved = sorted(report.unproved)
     found: dict[str, tuple[bool, str, list[dict[str, Any]]]] = {
         PROOF: (

@@ -96,6 +96,7 @@ class RunReport:
 
     def _add_result(self, tenant: Tenant, result: TenantResult) -> None:
         uncounted = Counter({"no_end": result.no_end_count})
+        self.finished_jobs += result.no_end_count
         for day in result.days:
             if day["date"] not in self._days:
                 self._caught_up.setdefault(tenant.schema, []).append(day["date"])

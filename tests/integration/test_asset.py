@@ -1,7 +1,7 @@
 """The asset as Dagster runs it: isolation of tenants, what is reported, and replay; on a real server."""
 
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -10,89 +10,11 @@ import pytest
 import sqlalchemy as sa
 
 from assets.marketplace_job_stats import asset
-from pipelines.definitions import build_defs
-from pipelines.settings import Settings
 from tests import application
-from tests.conftest import run_url, url_of, wait_until
+from tests.conftest import url_of, wait_until
+from tests.integration.common import DAY, NOON, TENANTS, failure, job, materialize, metadata, total_jobs
 
-KEY = dg.AssetKey(["marketplace_job_stats"])
-NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
-DAY = NOON.date().isoformat()
-TENANTS = ("user_1", "user_2", "user_10")
-
-
-def job(**columns: Any) -> dict[str, Any]:
-    """A completed Vinted job of 1.5 s at noon of the 15th, unless said otherwise."""
-    job = {"marketplace": "vinted", "action_type_id": 1, "status": "completed", "completed_at": NOON}
-    return job | {"started_at": NOON - timedelta(milliseconds=1500)} | columns
-
-
-@pytest.fixture(autouse=True)
-def source_rows(connection: psycopg.Connection[Any]) -> None:
-    """In each of the three tenants: two jobs on the 15th, one failed, with a task; and an eBay job on the 17th."""
-    for schema in TENANTS:
-        rows = [
-            job(id=1),
-            job(id=2, status="failed", retry_count=2),
-            job(id=3, marketplace="ebay", action_type_id=5, completed_at=NOON + timedelta(days=2)),
-        ]
-        application.insert(connection, schema, "marketplace_jobs", rows)
-        application.insert(connection, schema, "marketplace_tasks", [{"job_id": 2, "status": "timeout"}])
-
-
-@pytest.fixture
-def url(database: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("DATABASE_URL", run_url(database))
-    return run_url(database)
-
-
-def materialize(
-    first: str = DAY, last: str | None = None, instance: dg.DagsterInstance | None = None, **config: Any
-) -> dg.ExecuteInProcessResult:
-    """A run of the asset over a range of days, with this run config, in this process."""
-    definitions = build_defs(Settings.from_env({"STATS_LOCK_TIMEOUT_MS": "2000"}))
-    return definitions.resolve_job_def("marketplace_job_stats_job").execute_in_process(
-        run_config={"ops": {"marketplace_job_stats": {"config": config}}},
-        tags={
-            "dagster/asset_partition_range_start": first,
-            "dagster/asset_partition_range_end": last or first,
-        },
-        instance=instance,
-        raise_on_error=False,
-    )
-
-
-def metadata(result: dg.ExecuteInProcessResult, observed: bool = False) -> dict[str, dict[str, Any]]:
-    """What was reported, by day; as plain values."""
-    kind = dg.DagsterEventType.ASSET_OBSERVATION if observed else dg.DagsterEventType.ASSET_MATERIALIZATION
-    events = [event for event in result.all_events if event.event_type == kind]
-    data = [
-        event.asset_observation_data.asset_observation if observed else event.step_materialization_data.materialization
-        for event in events
-    ]
-    days = {str(one.partition): {name: plain(value) for name, value in one.metadata.items()} for one in data}
-    assert len(days) == len(data), "a day was reported twice"
-    return days
-
-
-def plain(value: dg.MetadataValue[Any]) -> Any:
-    """A table as a list of its rows, anything else as it is."""
-    return [dict(record.data) for record in value.records] if isinstance(value, dg.TableMetadataValue) else value.value
-
-
-def failure(result: dg.ExecuteInProcessResult) -> str:
-    """The sentence that a failed run ends with."""
-    [event] = [event for event in result.all_events if event.is_step_failure]
-    error = event.step_failure_data.error
-    assert error is not None
-    assert error.stack == []
-    return error.message
-
-
-def total_jobs(connection: psycopg.Connection[Any], schema: str) -> int:
-    row = connection.execute(f"SELECT coalesce(sum(total_jobs), 0)::int FROM {schema}.marketplace_job_stats").fetchone()
-    assert row
-    return int(row[0])
+pytestmark = pytest.mark.usefixtures("source_rows")
 
 
 def test_every_day_of_a_range_is_materialized_with_its_numbers(connection: psycopg.Connection[Any], url: str) -> None:

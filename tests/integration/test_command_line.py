@@ -7,7 +7,7 @@ import pytest
 
 from tests import application
 from tests.conftest import run, run_url, url_of
-from tests.integration.test_asset import job
+from tests.integration.common import job
 
 MATERIALIZE = ("dagster", "asset", "materialize", "-m", "pipelines.definitions", "--select", "marketplace_job_stats")
 DOWN = "postgresql://root:s3cret@127.0.0.1:1/shop"
