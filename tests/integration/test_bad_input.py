@@ -131,7 +131,7 @@ def test_rows_of_every_kind_are_counted_or_reported(connection: psycopg.Connecti
         job(id=13, completed_at="-infinity", status="expired"),
     ]
     application.insert(connection, "user_2", "marketplace_jobs", rows)
-    tasks = [
+    tasks: list[dict[str, Any]] = [
         {"job_id": None, "status": "success"},  # An orphan.
         {"job_id": 999, "status": "success"},
         {"job_id": 2, "status": "success"},  # Of a job that is not counted.
