@@ -153,10 +153,12 @@ def build_yesterday_check(
             for tenant, reason in found
             if reason is not None
         }
+        sentence = f"{yesterday.dates[0]} is there for {len(found) - len(missing)} of {len(found)} tenants"
+        context.log.info(sentence)
         return dg.AssetCheckResult(
             passed=not missing,
             severity=dg.AssetCheckSeverity.WARN,
-            description=f"{yesterday.dates[0]} is there for {len(found) - len(missing)} of {len(found)} tenants",
+            description=sentence,
             metadata={
                 "tenants": table({"tenant": schema, "reason": reason} for schema, reason in sorted(missing.items()))
             }
