@@ -71,6 +71,7 @@ class Window:
 
     def __str__(self) -> str:
         return (
-            f"{len(self.dates)} days in {self.time_zone}, {self.dates[0]} to {self.dates[-1]}: "
+            f"{len(self.dates)} day{'s' if len(self.dates) > 1 else ''} in {self.time_zone}, "
+            f"{self.dates[0]} to {self.dates[-1]}: "
             f"from {self.starts[0].isoformat()} to before {self.end.isoformat()}"
         )

@@ -70,6 +70,13 @@ missing days along; to have them now, materialize them with `only_missing: true`
 """,
 }
 
+_NUMBERS = {
+    PROOF: "tenants_not_proved",
+    TENANTS: "tenants_failed",
+    HELD_BACK: "days_held_back",
+    COUNTED: "percent_uncounted",
+}
+
 
 def check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
     """The checks that a run evaluates in its own step."""
@@ -84,32 +91,35 @@ def check_results(report: RunReport, key: dg.AssetKey) -> Iterator[dg.AssetCheck
     uncounted = report.uncounted.total()
     share = uncounted / max(1, report.finished_jobs)
     unproved = sorted(report.unproved)
-    found: dict[str, tuple[bool, str, list[dict[str, Any]]]] = {
+    # What is wrong, in a number that Dagit plots and in a sentence, and where.
+    found: dict[str, tuple[float, str, list[dict[str, Any]]]] = {
         PROOF: (
-            not unproved,
+            len(unproved),
             f"{report.done} tenants proved, {len(unproved)} not",
             [{"tenant": schema, "reason": report.failed[schema]} for schema in unproved],
         ),
         TENANTS: (
-            not report.failed,
+            len(report.failed),
             f"{report.done} tenants computed, {len(report.failed)} failed",
             [{"tenant": schema, "reason": reason} for schema, reason in report.failed.items()],
         ),
-        HELD_BACK: (not report.held_back_count, f"{report.held_back_count} days held back", report.held_back),
+        HELD_BACK: (report.held_back_count, f"{report.held_back_count} days held back", report.held_back),
         COUNTED: (
-            share <= MOST_UNCOUNTED,
+            round(100 * share, 2),
             f"{uncounted} of {report.finished_jobs} finished jobs left out ({share:.1%})",
             report.uncounted_rows(),
         ),
     }
-    for name, (passed, sentence, rows) in found.items():
+    if not report.done:  # Where nobody was computed, nothing is known of what was not held back.
+        del found[HELD_BACK], found[COUNTED]
+    for name, (number, sentence, rows) in found.items():
         yield dg.AssetCheckResult(
             asset_key=key,
             check_name=name,
-            passed=passed,
+            passed=share <= MOST_UNCOUNTED if name == COUNTED else not number,
             severity=dg.AssetCheckSeverity.ERROR if name == PROOF else dg.AssetCheckSeverity.WARN,
             description=f"{sentence}; {report.order.window}",
-            metadata={"tenants": table(rows)} if rows else {},
+            metadata={_NUMBERS[name]: number, **({"tenants": table(rows)} if rows else {})},
         )
 
 

@@ -98,7 +98,7 @@ def test_more_than_one_percent_uncounted_warns(
     application.insert(connection, "user_2", "marketplace_jobs", bad)
     result = materialize()
     assert checks(result)["few_jobs_are_uncounted"].description == (
-        f"{count} of 100 finished jobs left out ({count}.0%); 1 days in UTC, {DAY} to {DAY}: "
+        f"{count} of 100 finished jobs left out ({count}.0%); 1 day in UTC, {DAY} to {DAY}: "
         "from 2026-01-15T00:00:00+00:00 to before 2026-01-16T00:00:00+00:00"
     )
     assert red(result) == expected
