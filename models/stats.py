@@ -7,13 +7,16 @@ import datetime as dt
 from typing import ClassVar
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
     Date,
     DateTime,
+    Double,
     Index,
     Integer,
     MetaData,
+    SmallInteger,
     String,
     Table,
     Text,
@@ -86,6 +89,21 @@ class MarketplaceJobStats(StatsBase):
     )
     duration_sum_ms: Mapped[int | None] = mapped_column(
         BigInteger, doc="Milliseconds: sum of these durations, each rounded. Means of several rows come from here."
+    )
+    p50_duration_ms: Mapped[float | None] = mapped_column(
+        Double, doc="Milliseconds: half of these durations are at most that long; from the sketch, so within 1 %."
+    )
+    p95_duration_ms: Mapped[float | None] = mapped_column(
+        Double, doc="Milliseconds: 95 % of these durations are at most that long; from the sketch, so within 1 %."
+    )
+    duration_sketch_keys: Mapped[list[int] | None] = mapped_column(
+        ARRAY(Integer), doc="Buckets of these durations, ascending: `ceil(log(ms) / log(1.01 / 0.99))`; -1 for 0 ms."
+    )
+    duration_sketch_counts: Mapped[list[int] | None] = mapped_column(
+        ARRAY(BigInteger), doc="How many durations each bucket has. Percentiles of several rows come from here."
+    )
+    duration_sketch_version: Mapped[int | None] = mapped_column(
+        SmallInteger, doc="What the buckets mean: 1. Sketches of different versions do not merge."
     )
     total_tasks: Mapped[int | None] = _count("Tasks of these jobs: `task_success_count + task_failure_count`.")
     task_success_count: Mapped[int | None] = _count("Tasks with status `success`, of the completed and failed jobs.")

@@ -108,6 +108,18 @@ def reference_days(jobs: pd.DataFrame, tasks: pd.DataFrame, days: Sequence[Day])
     return frame(sorted(result, key=lambda row: row["date"]), DAY_COLUMNS)
 
 
+def reference_durations(jobs: pd.DataFrame, days: Sequence[Day]) -> pd.DataFrame:
+    """The usable duration of each job that has one, in whole milliseconds: the columns are `KEY` and `duration_ms`."""
+    ended = _ended_jobs(jobs, days)
+    usable = ended[ended["marketplace"].isin(KNOWN_MARKETPLACES) & (ended["duration_count"] == 1)]
+    return usable[[*KEY, "duration_sum_ms"]].rename(columns={"duration_sum_ms": "duration_ms"})
+
+
+def exact_percentile(values: Sequence[int], q: Fraction) -> int:
+    """The value of rank ceil(q n) in ascending order."""
+    return sorted(values)[math.ceil(q * len(values)) - 1]
+
+
 def expected_after_run(
     stored: pd.DataFrame, jobs: pd.DataFrame, tasks: pd.DataFrame, days: Sequence[Day], allow_shrink: bool = False
 ) -> tuple[pd.DataFrame, set[dt.date]]:

@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import INTERVAL
 
 from models import MARKETPLACES
 from models.sources import MarketplaceJob, MarketplaceTask
+from pipelines import sketch
 
 RAN = ("completed", "failed")
 FINISHED = (*RAN, "cancelled", "expired")
@@ -28,7 +29,9 @@ JOB_COUNTS = (
 )
 TASK_COUNTS = ("total_tasks", "task_success_count", "task_failure_count", "task_retry_count")
 COUNTS = (*JOB_COUNTS, *TASK_COUNTS)
-"""The columns that add up over rows. With `avg_duration_ms`, which does not, they are all that is computed."""
+"""The columns that add up over rows."""
+NUMBERS = (*COUNTS, "avg_duration_ms", *sketch.COLUMNS, *sketch.PERCENTILES)
+"""All that is computed for a row."""
 
 jobs = MarketplaceJob.__table__
 tasks = MarketplaceTask.__table__
@@ -90,17 +93,19 @@ def finished_jobs() -> sa.Subquery:
 
 
 def counted_rows(days: sa.CTE) -> sa.CTE:
-    """One row per action type, marketplace and date, with every column of COUNTS, the mean, and `bad_duration_count`.
+    """One row per action type, marketplace and date, with every column of NUMBERS, and `bad_duration_count`.
 
     The marketplace is null for the jobs of unknown ones, which are reported but not counted.
     """
     job = finished_jobs()
     ran = job.c.status.in_(RAN)
-    grouped = (
+    group = ("day_number", "action_type_id", "marketplace")
+    # First by the bucket of the duration, too: from there both the sums and the sketch are a short way.
+    key = sketch.key_of(sa.case((ran, job.c.duration_ms))).label("key")
+    buckets = (
         sa.select(
-            job.c.day_number,
-            job.c.action_type_id,
-            job.c.marketplace,
+            *(job.c[name] for name in group),
+            key,
             _count(ran).label("total_jobs"),
             _count(job.c.status == "completed").label("success_count"),
             _count(job.c.status == "failed").label("failure_count"),
@@ -115,7 +120,20 @@ def counted_rows(days: sa.CTE) -> sa.CTE:
             _sum(job.c.task_failure_count, ran).label("task_failure_count"),
             _sum(job.c.task_retry_count, ran).label("task_retry_count"),
         )
-        .group_by(job.c.day_number, job.c.action_type_id, job.c.marketplace)
+        .group_by(*(job.c[name] for name in group), key)
+        .subquery("buckets")
+    )
+    ranked = sketch.ranked(buckets, group)
+    grouped = (
+        sa.select(
+            *(ranked.c[name] for name in group),
+            *(
+                sa.cast(sa.func.sum(ranked.c[name]), sa.BigInteger).label(name)
+                for name in (*COUNTS, "bad_duration_count")
+            ),
+            *sketch.summed(ranked),
+        )
+        .group_by(*(ranked.c[name] for name in group))
         .subquery("grouped")
     )
     # Whole numbers only, so that the mean is exact: sum / count rounded is (2 sum + count) / (2 count) cut off.
@@ -126,7 +144,7 @@ def counted_rows(days: sa.CTE) -> sa.CTE:
             days.c.date,
             grouped.c.action_type_id,
             grouped.c.marketplace,
-            *(grouped.c[name] for name in COUNTS),
+            *(grouped.c[name] for name in NUMBERS if name != "avg_duration_ms"),
             mean.label("avg_duration_ms"),
             grouped.c.bad_duration_count,
         )

@@ -18,6 +18,7 @@ from assets.marketplace_job_stats.aggregate import (
     FINISHED,
     FINISHED_TASKS,
     JOB_COUNTS,
+    NUMBERS,
     RAN,
     TASK_COUNTS,
     counted_rows,
@@ -34,8 +35,6 @@ from pipelines.tenants import on_tenant, quoted
 
 stats = MarketplaceJobStats.__table__
 ledger = MarketplaceJobStatsDay.__table__
-
-NUMBERS = (*COUNTS, "avg_duration_ms")
 
 _first_date = sa.bindparam("first_date", type_=sa.Date)
 _last_date = sa.bindparam("last_date", type_=sa.Date)
