@@ -4,7 +4,7 @@ The one place of the DDL. `migrations.drift` and the tests compare it with `mode
 what a revision means may not change with the models.
 """
 
-from migrations.shape import LEDGER, NEW, Column
+from migrations.shape import LEDGER, NEW, SUMMARY, Column
 
 UNIQUE = "uq_marketplace_job_stats_action_marketplace_date"
 CHECK = "ck_marketplace_job_stats_marketplace"
@@ -48,6 +48,34 @@ ADDED_COLUMNS = {
     "computed_at": Column(TIMESTAMP, False, None),
 }
 COLUMNS = OLD_COLUMNS | ADDED_COLUMNS
+SUMMARY_COLUMNS = {
+    "date": Column("date", True, None),
+    "marketplace": Column(MARKETPLACE, True, None),
+    "action_code": Column("text", True, None),
+    "action_name": Column("text", True, None),
+    "tenants_active": Column(INTEGER, True, None),
+    "total_jobs": Column(BIGINT, True, None),
+    "success_count": Column(BIGINT, True, None),
+    "failure_count": Column(BIGINT, True, None),
+    "success_rate": Column("double precision", False, None),
+    "cancelled_count": Column(BIGINT, True, None),
+    "expired_count": Column(BIGINT, True, None),
+    "retry_count": Column(BIGINT, True, None),
+    "duration_count": Column(BIGINT, True, None),
+    "duration_sum_ms": Column(BIGINT, True, None),
+    "avg_duration_ms": Column(INTEGER, False, None),
+    "p50_duration_ms": Column("double precision", False, None),
+    "p95_duration_ms": Column("double precision", False, None),
+    "duration_sketch_keys": Column("integer[]", False, None),
+    "duration_sketch_counts": Column("bigint[]", False, None),
+    "duration_sketch_version": Column("smallint", False, None),
+    "total_tasks": Column(BIGINT, True, None),
+    "task_success_count": Column(BIGINT, True, None),
+    "task_failure_count": Column(BIGINT, True, None),
+    "task_retry_count": Column(BIGINT, True, None),
+    "top_failing": Column("jsonb", True, None),
+    "computed_at": Column(TIMESTAMP, True, None),
+}
 LEDGER_COLUMNS = {
     "date": Column("date", True, None),
     "outcome": Column("character varying(20)", True, None),
@@ -95,4 +123,7 @@ NEW_TABLE_SQL = (
 LEDGER_SQL = (
     f"({_definitions(LEDGER_COLUMNS)}, CONSTRAINT {LEDGER}_pkey PRIMARY KEY (date), "
     f"CONSTRAINT ck_{LEDGER}_outcome CHECK (outcome IN ('computed', 'held_back')))"
+)
+SUMMARY_SQL = (
+    f"({_definitions(SUMMARY_COLUMNS)}, CONSTRAINT {SUMMARY}_pkey PRIMARY KEY (date, marketplace, action_code))"
 )

@@ -29,6 +29,8 @@ from migrations.canonical import (
     NEW_TABLE_SQL,
     OLD_KEY,
     OLD_UNIQUE,
+    SUMMARY_COLUMNS,
+    SUMMARY_SQL,
     TIMESTAMP,
     UNIQUE,
     VIEW_READ_BACK,
@@ -36,7 +38,7 @@ from migrations.canonical import (
     definition,
 )
 from migrations.rows import archive_losers, merge, put_away, take_back
-from migrations.shape import ARCHIVE, LEDGER, NEW, OLD, Column, Constraint, Relation, Shape
+from migrations.shape import ARCHIVE, LEDGER, NEW, OLD, SUMMARY, Column, Constraint, Relation, Shape
 from pipelines.tenants import quoted
 
 _KINDS = {
@@ -89,6 +91,22 @@ def upgrade(shape: Shape, legacy_view: bool) -> Plan:
     if state == "renamed" and not statements:
         state = "canonical"
     return Plan(shape.schema, state, statements)
+
+
+def upgrade_shared(shape: Shape) -> Plan:
+    """The way to the tables of our own schema. Raises Refusal where something else has their name."""
+    summary = shape.relations.get(SUMMARY)
+    if summary is None:
+        return Plan(shape.schema, "missing", (f"CREATE TABLE {quoted(shape.schema)}.{SUMMARY} {SUMMARY_SQL}",))
+    if summary.kind != "r" or summary.columns != SUMMARY_COLUMNS:
+        raise Refusal(f"{SUMMARY} has another shape: drop it, it is computed again, or rename it")
+    return Plan(shape.schema, "canonical", ())
+
+
+def downgrade_shared(shape: Shape) -> Plan:
+    """The way back to a schema without tables of ours."""
+    drop = (f"DROP TABLE {quoted(shape.schema)}.{SUMMARY}",) if shape.table(SUMMARY) else ()
+    return Plan(shape.schema, "canonical", drop)
 
 
 def _state(shape: Shape) -> str:

@@ -13,15 +13,16 @@ import sqlalchemy as sa
 
 from migrations.canonical import VIEW_READ_BACK
 from migrations.converge import has_legacy_view
-from migrations.shape import LEDGER, NEW, OLD, Relation, Shape, read_shapes
-from models.stats import StatsBase
+from migrations.shape import LEDGER, NEW, OLD, SUMMARY, Relation, Shape, read_shapes
+from models import SHARED
+from models.summary import MarketplaceDailySummary
 from pipelines.database import connected, conninfo, create_engine, server_and_database
 from pipelines.tenants import find_schemas
 
 
 def differences(shape: Shape, expected: Shape) -> Iterator[str]:
     """One sentence per difference between a tenant's tables and the expected ones. Extra columns and keys count too."""
-    for name in (NEW, LEDGER):
+    for name in (SUMMARY,) if shape.schema == SHARED else (NEW, LEDGER):
         table = shape.table(name)
         if table is None:
             yield f"{name} is missing"
@@ -66,7 +67,7 @@ def _keys(table: Relation) -> set[tuple[str, str]]:
 def expected_shape(connection: sa.Connection) -> Shape:
     """The models as PostgreSQL understands them: created as temporary tables, read, and rolled back."""
     metadata = sa.MetaData()
-    for table in StatsBase.metadata.tables.values():
+    for table in MarketplaceDailySummary.metadata.tables.values():
         table.to_metadata(metadata, schema="pg_temp")
     with connection.begin() as transaction:
         metadata.create_all(connection, checkfirst=False)
@@ -85,7 +86,7 @@ def main() -> None:
         click.echo(f"Comparing {server_and_database(connection)}")
         expected = expected_shape(connection)
         with connection.begin():
-            schemas = find_schemas(connection)
+            schemas = [*find_schemas(connection), SHARED]
         for start in range(0, len(schemas), 500):
             with connection.begin():
                 shapes = read_shapes(connection, schemas[start : start + 500])

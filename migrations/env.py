@@ -15,7 +15,7 @@ from alembic import context
 
 from migrations import summary
 from migrations.grants import missing_shared_grants, run_role
-from migrations.runner import connect, migrate_all, read_all_versions
+from migrations.runner import connect, migrate_all, migrate_shared, read_all_versions
 from migrations.tenant import Command, Outcome
 from pipelines.database import connected, conninfo, make_durable, server_and_database
 from pipelines.settings import UsageError
@@ -55,23 +55,28 @@ def main() -> int:
             summary.print_versions(read_all_versions(engine, schemas), command.head)
             return 0
         outcomes: dict[str, Outcome] = {}
+        shared: list[Outcome] = []
         interrupted = False
         try:
+            with connection.begin():
+                schemas = _schemas(connection, options.get("tenant"), database)
+            if "tenant" not in options:
+                shared.append(migrate_shared(engine, command))
             # New customers are taken along; after a few rounds the rest is left to the next run.
             for _ in range(3):
-                with connection.begin():
-                    schemas = _schemas(connection, options.get("tenant"), database)
-                if not (schemas := [schema for schema in schemas if schema not in outcomes]):
-                    break
                 for outcome in summary.progress(migrate_all(engine, schemas, command, where), len(schemas)):
                     outcomes[outcome.schema] = outcome
+                with connection.begin():
+                    found = _schemas(connection, options.get("tenant"), database)
+                if not (schemas := [schema for schema in found if schema not in outcomes]):
+                    break
             if name == "upgrade" and command.run_role:
                 with connection.begin():
                     for statement in missing_shared_grants(connection, command.run_role):
                         print(f"{statement};")
                         if not command.dry_run:
                             connection.exec_driver_sql(statement)
-            if any(outcome.status == "done" for outcome in outcomes.values()) and not command.dry_run:
+            if any(outcome.status == "done" for outcome in (*shared, *outcomes.values())) and not command.dry_run:
                 make_durable(connection, name)
         except (sa.exc.DBAPIError, BrokenExecutor) as error:
             interrupted = True
@@ -80,14 +85,14 @@ def main() -> int:
 
     results = list(outcomes.values())
     if command.dry_run:
-        summary.print_dry_run(results)
-    summary.print_summary(results, command.dry_run)
+        summary.print_dry_run([*shared, *results])
+    summary.print_summary(shared, results, command.dry_run)
     if report:
-        summary.write_report(report, database, results)
+        summary.write_report(report, database, shared, results)
     failed = sum(outcome.status == "failed" for outcome in results)
     if failed == len(results):
         return 1
-    return 3 if failed or interrupted else 0
+    return 3 if failed or interrupted or any(outcome.status == "failed" for outcome in shared) else 0
 
 
 def _schemas(connection: sa.Connection, only: str | None, database: str) -> list[str]:

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from psycopg.conninfo import conninfo_to_dict
 
 from migrations.converge import Plan
-from migrations.shape import LEDGER, NEW, OLD
+from migrations.shape import LEDGER, NEW, OLD, SUMMARY
+from models import SHARED
 from models.sources import MarketplaceActionType, MarketplaceJob, MarketplaceTask
 from pipelines.database import conninfo
 from pipelines.tenants import quoted
@@ -22,7 +23,8 @@ _MISSING = sa.text("""
     WITH wanted (relation, privileges) AS (
         VALUES (:jobs, ARRAY['SELECT']), (:tasks, ARRAY['SELECT']),
                (:stats, ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']),
-               (:ledger, ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])
+               (:ledger, ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']),
+               (:summary, ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])
     ),
     sequences AS (
         SELECT c.relnamespace AS tenant, s.oid, s.relnamespace
@@ -57,6 +59,7 @@ _MISSING = sa.text("""
     sa.bindparam("stats", NEW, type_=sa.Text),
     sa.bindparam("old", OLD, type_=sa.Text),
     sa.bindparam("ledger", LEDGER, type_=sa.Text),
+    sa.bindparam("summary", SUMMARY, type_=sa.Text),
     sa.bindparam("role", type_=sa.Text),
     sa.bindparam("schemas", type_=sa.ARRAY(sa.Text)),
 )
@@ -85,6 +88,9 @@ def new_grants(plan: Plan, role: str) -> tuple[str, ...]:
     if not plan.statements:
         return ()
     schema, grantee = quoted(plan.schema), quoted(role)
+    if plan.schema == SHARED:
+        write = f"GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.{SUMMARY} TO {grantee}"
+        return (f"GRANT USAGE ON SCHEMA {schema} TO {grantee}", write)
     tables = f"GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.{NEW}, {schema}.{LEDGER} TO {grantee}"
     if not plan.creates_sequence:
         return (tables,)

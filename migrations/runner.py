@@ -17,6 +17,7 @@ from migrations.converge import Plan, Refusal, has_legacy_view
 from migrations.grants import missing_grants
 from migrations.shape import VERSION, read_fingerprints, read_shapes, read_versions
 from migrations.tenant import Command, Found, Outcome, failed, look, migrate
+from models import SHARED
 from pipelines.database import create_engine
 from pipelines.settings import Settings
 from pipelines.tenants import TEMPLATE_SCHEMA
@@ -64,6 +65,12 @@ def migrate_all(engine: sa.Engine, schemas: Sequence[str], command: Command, whe
     workers = min(_workers(), len(batches))
     with ProcessPoolExecutor(workers, fork, initializer=_start_worker, initargs=(command, where)) as pool:
         yield from pool.map(_work, batches)
+
+
+def migrate_shared(engine: sa.Engine, command: Command) -> Outcome:
+    """The outcome of our own schema, which is about all tenants."""
+    [outcome] = _migrate_batch(engine, [SHARED], command)
+    return outcome
 
 
 def read_all_versions(engine: sa.Engine, schemas: Sequence[str]) -> dict[str, tuple[str, ...]]:

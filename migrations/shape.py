@@ -17,6 +17,7 @@ NEW = "marketplace_job_stats"
 LEDGER = "marketplace_job_stats_days"
 ARCHIVE = "marketplace_job_stats_archive"
 VERSION = "marketplace_job_stats_version"
+SUMMARY = "marketplace_daily_summary"
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ _CATALOG = """
      WHERE n.nspname = ANY (:schemas) AND c.relkind NOT IN ('i', 'I', 'S')
 """.format(detailed=f"c.relkind <> 'v' AND c.relname <> '{VERSION}'")
 _PARAMETERS = (
-    sa.bindparam("names", [OLD, NEW, LEDGER, ARCHIVE, VERSION], type_=sa.ARRAY(sa.Text)),
+    sa.bindparam("names", [OLD, NEW, LEDGER, ARCHIVE, VERSION, SUMMARY], type_=sa.ARRAY(sa.Text)),
     sa.bindparam("schemas", type_=sa.ARRAY(sa.Text)),
 )
 _SHAPES = sa.text(_CATALOG).bindparams(*_PARAMETERS)

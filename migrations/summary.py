@@ -52,9 +52,9 @@ def print_versions(versions: Mapping[str, Sequence[str]], head: str) -> None:
         click.echo(f"{version}{' (head)' if version == head else ''}, {len(names)} schemas{some}")
 
 
-def print_summary(outcomes: Sequence[Outcome], dry_run: bool) -> None:
-    """The numbers, then every schema that failed or is out of the ordinary."""
-    for outcome in outcomes:
+def print_summary(shared: Sequence[Outcome], outcomes: Sequence[Outcome], dry_run: bool) -> None:
+    """Every schema that failed or is out of the ordinary, then the numbers; those do not count our own schema."""
+    for outcome in (*shared, *outcomes):
         if outcome.unknown_revision and outcome.status == "done":
             click.echo(f"{outcome.schema}: its record named the unknown revision {outcome.unknown_revision}; adopted")
         if outcome.status == "skipped":
@@ -69,8 +69,8 @@ def print_summary(outcomes: Sequence[Outcome], dry_run: bool) -> None:
     click.echo(f"{'Dry run, nothing was written: ' if dry_run else ''}{len(outcomes)} schemas: {numbers}")
 
 
-def write_report(path: Path, database: str, outcomes: Sequence[Outcome]) -> None:
+def write_report(path: Path, database: str, shared: Sequence[Outcome], outcomes: Sequence[Outcome]) -> None:
     """The same for machines: the counts, and per schema what `Outcome` has."""
     counts = Counter(outcome.status for outcome in outcomes)
-    schemas = [{name: value for name, value in asdict(outcome).items() if value} for outcome in outcomes]
+    schemas = [{name: value for name, value in asdict(outcome).items() if value} for outcome in (*shared, *outcomes)]
     path.write_text(json.dumps({"database": database, "counts": counts, "schemas": schemas}, indent=1) + "\n")

@@ -11,6 +11,7 @@ from migrations import canonical, converge
 from migrations.converge import Plan, Refusal
 from migrations.grants import missing_grants, new_grants
 from migrations.shape import NEW, OLD, VERSION, Shape, read_shapes, read_versions
+from models import SHARED
 from pipelines.database import ATTEMPTS, may_pass, pause_s
 from pipelines.tenants import quoted
 
@@ -66,6 +67,8 @@ class Command:
 
     def plan(self, shape: Shape, version: Sequence[str] | None) -> Plan:
         """What this command means for a tenant of this shape and record. Raises Refusal."""
+        if shape.schema == SHARED:
+            return converge.upgrade_shared(shape) if self.name == "upgrade" else converge.downgrade_shared(shape)
         if self.name == "downgrade":
             return converge.downgrade(shape, self.archive) if version else Plan(shape.schema, "not migrated", ())
         if self.legacy_view is not None:
@@ -145,13 +148,15 @@ def _migrate(
         return Outcome(shape.schema, "already there", plan.state)
     # The old name first: it may be the view, which its readers lock before the table behind it.
     tables = [f"{quoted(shape.schema)}.{name}" for name in (OLD, NEW) if name in shape.relations]
-    locks = (f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE",) if tables else ()
+    first = (f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE",) if tables else ()
+    if plan.schema == SHARED and not _exists(connection, SHARED):
+        first = (f"CREATE SCHEMA {SHARED}",)
     if command.dry_run:
-        statements = (*locks, *plan.statements)
+        statements = (*first, *plan.statements)
         return Outcome(shape.schema, "done", plan.state, unknown_revision=unknown, statements=statements)
     with connection.begin():
-        for lock in locks:
-            connection.exec_driver_sql(lock)
+        for statement in first:
+            connection.exec_driver_sql(statement)
         if unknown:
             connection.exec_driver_sql(f"DELETE FROM {quoted(shape.schema)}.{VERSION}")
         if is_repair:
@@ -165,6 +170,8 @@ def _state(found: Found | None) -> str:
     """The state of a tenant that failed."""
     if found is None:
         return "could not be read"
+    if found[0].schema == SHARED:
+        return "our own schema"
     tables = [name for name in (OLD, NEW) if found[0].table(name)]
     return f"with {' and '.join(tables)}" if tables else "with neither table"
 

@@ -1,4 +1,4 @@
-"""The shapes of the tables: ours (`models.stats`) and the application's, read-only (`models.sources`).
+"""The shapes of the tables: ours (`models.stats`, `models.summary`), and the application's, read-only.
 
 Columns, keys and constraints belong here; queries, migrations and connections do not.
 
@@ -9,6 +9,9 @@ MetaData objects, so that nothing that creates or compares our tables can ever t
 
 TENANT = "tenant"
 """The placeholder schema."""
+
+SHARED = "marketplace_stats"
+"""The schema of our own, for what is about all tenants."""
 
 MARKETPLACES = ("vinted", "ebay", "etsy")
 """The marketplaces that are counted; a job of any other is reported as `unknown_marketplace`."""

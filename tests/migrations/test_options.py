@@ -48,6 +48,7 @@ def test_the_report_tells_all_of_every_schema(
     told = json.loads(report.read_text())
     assert told["counts"] == {"done": 3, "failed": 1}
     assert {entry["schema"]: entry["status"] for entry in told["schemas"]} == {
+        "marketplace_stats": "done",
         "template_tenant": "done",
         "user_1": "done",
         S: "failed",
@@ -247,7 +248,7 @@ def test_drift_is_found_and_named(
     result = CliRunner().invoke(drift.main)
     assert (result.exit_code, result.output.splitlines()[1:]) == (
         0,
-        ["4 schemas compared with the models, 0 differences"],
+        ["5 schemas compared with the models, 0 differences"],
     )
 
     old_connection.execute(
@@ -270,7 +271,7 @@ def test_drift_is_found_and_named(
         f"{S}: {NEW} has other {unique}, which is not in the models",
         check,
         f"user_10: the view {OLD} is missing, or the default of {NEW}.marketplace should go with it",
-        "4 schemas compared with the models, 7 differences",
+        "5 schemas compared with the models, 7 differences",
     ]
 
 

@@ -1,0 +1,67 @@
+"""The table of our own schema: the stats of all tenants together, small enough for any BI tool."""
+
+import datetime as dt
+from typing import Any
+
+from sqlalchemy import ARRAY, BigInteger, Date, DateTime, Double, Integer, SmallInteger, String, Text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models import SHARED
+from models.stats import StatsBase
+
+
+def _sum(doc: str) -> Mapped[int]:
+    return mapped_column(BigInteger, doc=doc)
+
+
+class MarketplaceDailySummary(StatsBase):
+    """What the jobs of one action did on one marketplace on one day, over all tenants."""
+
+    __tablename__ = "marketplace_daily_summary"
+    __table_args__ = ({"schema": SHARED},)
+
+    date: Mapped[dt.date] = mapped_column(
+        Date, primary_key=True, doc="The day, in the reporting time zone, on which the jobs ended."
+    )
+    marketplace: Mapped[str] = mapped_column(String(20), primary_key=True, doc="`vinted`, `ebay` or `etsy`.")
+    action_code: Mapped[str] = mapped_column(
+        Text, primary_key=True, doc="The action: `publish`, `update` ...; `unknown` if its id is in no table."
+    )
+    action_name: Mapped[str] = mapped_column(Text, doc="The action's name that people see.")
+    tenants_active: Mapped[int] = mapped_column(Integer, doc="Tenants with at least one job in this row.")
+    total_jobs: Mapped[int] = _sum("Jobs that ran to an end: `success_count + failure_count`.")
+    success_count: Mapped[int] = _sum("Jobs with status `completed`.")
+    failure_count: Mapped[int] = _sum("Jobs with status `failed`.")
+    success_rate: Mapped[float | None] = mapped_column(
+        Double, doc="`success_count / total_jobs`, from 0 to 1; null where nothing ran."
+    )
+    cancelled_count: Mapped[int] = _sum("Jobs with status `cancelled`; not part of `total_jobs`.")
+    expired_count: Mapped[int] = _sum("Jobs with status `expired`; not part of `total_jobs`.")
+    retry_count: Mapped[int] = _sum("Sum of the retries of the completed and failed jobs.")
+    duration_count: Mapped[int] = _sum("Completed and failed jobs with a usable duration.")
+    duration_sum_ms: Mapped[int] = _sum("Milliseconds: sum of these durations.")
+    avg_duration_ms: Mapped[int | None] = mapped_column(
+        Integer, doc="Milliseconds: `duration_sum_ms / duration_count`, halves away from zero; null without durations."
+    )
+    p50_duration_ms: Mapped[float | None] = mapped_column(
+        Double, doc="Milliseconds: half of the durations are at most that long; within 1 %."
+    )
+    p95_duration_ms: Mapped[float | None] = mapped_column(
+        Double, doc="Milliseconds: 95 % of the durations are at most that long; within 1 %."
+    )
+    duration_sketch_keys: Mapped[list[int] | None] = mapped_column(
+        ARRAY(Integer), doc="Buckets of the durations: as in `marketplace_job_stats`."
+    )
+    duration_sketch_counts: Mapped[list[int] | None] = mapped_column(
+        ARRAY(BigInteger), doc="How many durations each bucket has."
+    )
+    duration_sketch_version: Mapped[int | None] = mapped_column(SmallInteger, doc="What the buckets mean.")
+    total_tasks: Mapped[int] = _sum("Tasks of these jobs: `task_success_count + task_failure_count`.")
+    task_success_count: Mapped[int] = _sum("Tasks with status `success`.")
+    task_failure_count: Mapped[int] = _sum("Tasks with status `failed` or `timeout`.")
+    task_retry_count: Mapped[int] = _sum("Sum of the retries of these tasks.")
+    top_failing: Mapped[list[dict[str, Any]]] = mapped_column(
+        JSONB, doc='The tenants with the most failed jobs, at most five: `[{"tenant": "user_7", "failures": 3}, ...]`.'
+    )
+    computed_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), doc="When the row was last written.")
