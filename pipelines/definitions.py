@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from assets.marketplace_daily_summary.asset import build_marketplace_daily_summary
 from assets.marketplace_job_stats.asset import build_ledger, build_marketplace_job_stats
 from assets.marketplace_job_stats.checks import build_yesterday_check
 from assets.sources import build_sources
@@ -10,6 +11,7 @@ from pipelines.migration import build_migration_schedule, migrate_tenants_job
 from pipelines.partitions import day_partitions
 from pipelines.resources import TenantDatabase
 from pipelines.schedules import build_schedules
+from pipelines.sensors import build_summary_sensor
 from pipelines.settings import Settings
 
 
@@ -25,6 +27,12 @@ def build_defs(settings: Settings) -> dg.Definitions:
         description="Computes `marketplace_job_stats` for a range of days. For a backfill use the asset's page: "
         "it does a whole range in one run, a job's backfill takes a run for each day.",
     )
+    summary = build_marketplace_daily_summary(partitions, settings.key_prefix)
+    summary_job = dg.define_asset_job(
+        "marketplace_daily_summary_job",
+        selection=[summary],
+        description="Adds up the stats of all tenants, for a range of days. Its sensor starts it.",
+    )
     check_job = dg.define_asset_job(
         "yesterday_is_there_job",
         selection=dg.AssetSelection.checks(yesterday_check),
@@ -32,11 +40,14 @@ def build_defs(settings: Settings) -> dg.Definitions:
     )
     schedules = build_schedules(settings, partitions, stats.key, job.name, check_job.name)
     return dg.Definitions(
-        assets=[*build_sources(settings.key_prefix), stats, ledger],
+        assets=[*build_sources(settings.key_prefix), stats, ledger, summary],
         asset_checks=[yesterday_check],
-        jobs=[job, check_job, migrate_tenants_job],
+        jobs=[job, summary_job, check_job, migrate_tenants_job],
         schedules=[*schedules, build_migration_schedule(settings)],
-        sensors=[build_alert_sensor(settings)],
+        sensors=[
+            build_summary_sensor(partitions, stats.key, summary.key, summary_job.name),
+            build_alert_sensor(settings),
+        ],
         resources={
             "tenant_database": TenantDatabase(
                 workers=settings.workers,

@@ -11,11 +11,11 @@ import psycopg
 import sqlalchemy as sa
 
 from pipelines.database import ATTEMPTS, connected, conninfo, create_engine, may_pass, pause_s
-from pipelines.tenants import Tenant
 
 # A backend keeps about 24 kB of catalog for every tenant that it has touched.
 _TENANTS_PER_CONNECTION = 1_000
 
+Item = TypeVar("Item")
 T = TypeVar("T")
 
 
@@ -47,31 +47,31 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
             yield engine, connection
 
     def for_each(
-        self, engine: sa.Engine, tenants: Iterable[Tenant], work: Callable[[sa.Connection, Tenant], T]
-    ) -> Generator[tuple[Tenant, T | Exception], None, None]:
-        """Calls `work` for every tenant on one of several connections at once; yields what it returned or raised.
+        self, engine: sa.Engine, items: Iterable[Item], work: Callable[[sa.Connection, Item], T]
+    ) -> Generator[tuple[Item, T | Exception], None, None]:
+        """Calls `work` for every tenant, or batch, on one of several connections; yields what it returned or raised.
 
         What may pass (a lock, a deadlock, a lost connection) is tried again a few times, with growing pauses.
         """
         working: set[psycopg.Connection[Any]] = set()
         stopped = Event()
 
-        def call(tenant: Tenant) -> tuple[Tenant, T | Exception]:
+        def call(item: Item) -> tuple[Item, T | Exception]:
             attempt = 1
             while True:
                 try:
-                    return tenant, once(tenant)
+                    return item, once(item)
                 except Exception as error:
                     if attempt == ATTEMPTS or not may_pass(error) or stopped.wait(pause_s(attempt)):
-                        return tenant, error
+                        return item, error
                 attempt += 1
 
-        def once(tenant: Tenant) -> T:
+        def once(item: Item) -> T:
             with engine.connect() as connection:
                 driver: Any = connection.connection.driver_connection
                 working.add(driver)
                 try:
-                    result = work(connection, tenant)
+                    result = work(connection, item)
                 finally:
                     working.discard(driver)
                 connection.info["tenants"] = connection.info.get("tenants", 0) + 1
@@ -81,7 +81,7 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
 
         executor = ThreadPoolExecutor(self._reachable(engine), thread_name_prefix="tenant")
         try:
-            for future in as_completed([executor.submit(call, tenant) for tenant in tenants]):
+            for future in as_completed([executor.submit(call, item) for item in items]):
                 yield future.result()
         finally:  # Also when the run is interrupted: what has not begun is not begun, what has is cancelled.
             stopped.set()

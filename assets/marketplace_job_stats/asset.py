@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from pydantic import Field
 
 from assets.marketplace_job_stats.checks import check_results, check_specs
-from assets.marketplace_job_stats.report import RunReport, action_codes, explain
+from assets.marketplace_job_stats.report import RunReport, action_types, explain, first_reasons
 from assets.marketplace_job_stats.upsert import Order, TenantResult, write_tenant
 from assets.sources import column_schema, source_keys
 from models.stats import MarketplaceJobStats, MarketplaceJobStatsDay
@@ -181,7 +181,7 @@ def _compute(
     """Computes the days for the chosen tenants. What is returned is durable. Raises UsageError."""
     for number in range(1, PASSES + 1):
         with database.connect(patience_s=0 if number == 1 else PATIENCE_S) as (engine, witness):
-            report = RunReport(order, server_and_database(witness), action_codes(witness))
+            report = RunReport(order, server_and_database(witness), action_types(witness))
             try:
                 _compute_once(context, config, database, report, engine, witness)
             except sa.exc.DBAPIError as error:
@@ -238,6 +238,6 @@ def _compute_once(
             if number % 1000 == 0:
                 context.log.info(f"{number} of {len(tenants)} tenants")
     if not report.done and not report.failed:
-        raise UsageError(f"Nothing to compute in {report.database}. {report.reasons(report.skipped)}.")
+        raise UsageError(f"Nothing to compute in {report.database}. {first_reasons(report.skipped)}.")
     if report.done:
         make_durable(witness, report.order.run_id)

@@ -4,7 +4,7 @@ Nothing is decided or computed here; every number comes from the tenants' own tr
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from typing import Any
 
@@ -60,13 +60,13 @@ def explain(error: Exception) -> str:
 class RunReport:
     """Adds up what the tenants' transactions returned; of a tenant that was done, only what has to be named is kept."""
 
-    def __init__(self, order: Order, database: str, action_codes: Mapping[int, str]) -> None:
+    def __init__(self, order: Order, database: str, action_types: Iterable[sa.Row[Any, Any, Any]]) -> None:
         self.order = order
         self.database = database
         self.done = 0
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
-        self._action_codes = action_codes
+        self._action_codes = {row.id: row.code for row in action_types}
         self._days: dict[date, Counter[str]] = {day: Counter() for day in order.window.dates}
         self._sums: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         # The first of the days that were held back, each with the stored numbers and those of the source.
@@ -215,13 +215,13 @@ class RunReport:
 
     def failure(self) -> str:
         """What to say when tenants failed: how many, and the first few by name with their reason."""
-        return f"{self.summary()}. Failed: {self.reasons(self.failed)}."
+        return f"{self.summary()}. Failed: {first_reasons(self.failed)}."
 
-    @staticmethod
-    def reasons(tenants: Mapping[str, str]) -> str:
-        """The first few of the tenants with their reason."""
-        first = "; ".join(f"{schema}: {reason}" for schema, reason in list(tenants.items())[:3])
-        return first + (f"; and {len(tenants) - 3} more" if len(tenants) > 3 else "")
+
+def first_reasons(tenants: Mapping[str, str]) -> str:
+    """The first few of the tenants with their reason."""
+    first = "; ".join(f"{schema}: {reason}" for schema, reason in list(tenants.items())[:3])
+    return first + (f"; and {len(tenants) - 3} more" if len(tenants) > 3 else "")
 
 
 def _changed(sums: Counter[str]) -> int:
@@ -236,11 +236,11 @@ def table(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue[Any]:
     return dg.MetadataValue.table(records)
 
 
-def action_codes(connection: sa.Connection) -> dict[int, str]:
-    """The codes of the action types by id; empty if the table is missing or may not be read: codes are decoration."""
+def action_types(connection: sa.Connection) -> Sequence[sa.Row[Any, Any, Any]]:
+    """Id, code and name of the action types; none if the table is missing or may not be read: they are decoration."""
     try:
         with connection.begin():
-            rows = connection.execute(sa.select(_types.c.id, _types.c.code))
-            return {row.id: row.code for row in rows if row.code is not None}
+            query = sa.select(_types.c.id, _types.c.code, _types.c.name).where(_types.c.code.is_not(None))
+            return connection.execute(query).all()
     except sa.exc.DBAPIError:
-        return {}
+        return []

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 # From the outside in: a module may import from its own layer and from those after it.
 LAYERS = (
     ("pipelines.definitions", "pipelines.demo", "migrations.env"),
-    ("pipelines.schedules", "pipelines.migration", "pipelines.alerts"),
+    ("pipelines.schedules", "pipelines.sensors", "pipelines.migration", "pipelines.alerts"),
     ("assets", "migrations"),
     ("pipelines",),
     ("models",),

@@ -1,0 +1,153 @@
+"""The asset: for each batch of tenants, add up their stored stats; then all batches; then write and show."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+import dagster as dg
+import sqlalchemy as sa
+
+from assets.marketplace_job_stats.report import action_types, explain, first_reasons, table
+from assets.sources import column_schema
+from models.stats import MarketplaceJobStats
+from models.summary import MarketplaceDailySummary
+from pipelines.database import server_and_database
+from pipelines.failure import RunFailure
+from pipelines.partitions import Window
+from pipelines.resources import TenantDatabase
+from pipelines.settings import UsageError
+from pipelines.tenants import choose_tenants
+
+BATCH = 50
+"""How many tenants one statement adds up; a hundred more branches are planned much slower."""
+
+DESCRIPTION = """
+What the jobs of **all customers together** did, per day, marketplace and action: the table
+`marketplace_stats.marketplace_daily_summary`, for any BI tool.
+
+It adds up what `marketplace_job_stats` holds, so it runs after it, in a job of its own: also after a run in which
+single tenants failed, whose former numbers are then in the sums. `tenants_active` counts the tenants with a job in the
+row; `top_failing` names those with the most failed jobs. Percentiles are those of all jobs of the row, within 1 %.
+
+*When it is red*, the rows are there, without the tenants that the error names. Mend what it says, and materialize the
+days again.
+"""
+
+
+def build_marketplace_daily_summary(
+    partitions: dg.DailyPartitionsDefinition, key_prefix: tuple[str, ...] = ()
+) -> dg.AssetsDefinition:
+    """The asset over these days."""
+
+    @dg.asset(
+        name=MarketplaceDailySummary.__tablename__,
+        key_prefix=list(key_prefix) or None,
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        deps=[dg.AssetKey([*key_prefix, MarketplaceJobStats.__tablename__])],
+        description=DESCRIPTION,
+        group_name="marketplace_stats",
+        kinds={"postgres", "pandas"},
+        owners=["team:data"],
+        metadata={
+            "dagster/column_schema": column_schema(MarketplaceDailySummary.__table__),
+            "dagster/table_name": MarketplaceDailySummary.__table__.fullname,
+        },
+        output_required=False,
+    )
+    def marketplace_daily_summary(
+        context: dg.AssetExecutionContext, tenant_database: TenantDatabase
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        from assets.marketplace_daily_summary import table as stored  # pandas takes a second: not for every import.
+
+        try:
+            window = Window.of(partitions, context.partition_keys)
+            with tenant_database.connect() as (engine, connection):
+                frame, failed = _add_up(context, tenant_database, engine, connection, window)
+                changes = stored.write(connection, frame, window)
+        except UsageError as error:
+            raise RunFailure(error.message) from None
+        except sa.exc.DBAPIError as error:
+            raise RunFailure(f"The summary could not be written: {explain(error)}.") from None
+        for key, day in zip(context.partition_keys, window.dates, strict=True):
+            rows = frame[frame["date"] == day]
+            context.add_asset_metadata(
+                {
+                    "dagster/row_count": len(rows),
+                    "jobs": int(rows["total_jobs"].sum()),
+                    "failed_jobs": int(rows["failure_count"].sum()),
+                    "tasks": int(rows["total_tasks"].sum()),
+                },
+                partition_key=key,
+            )
+        yield dg.MaterializeResult(
+            metadata={f"run_{name}": number for name, number in changes.items()}
+            | {"run_tenants_failed": len(failed), "run_preview": table(_preview(frame))}
+        )
+        if failed:
+            raise RunFailure(f"{len(failed)} tenants are not in the summary. {first_reasons(failed)}.")
+
+    return marketplace_daily_summary
+
+
+def _add_up(
+    context: dg.AssetExecutionContext,
+    database: TenantDatabase,
+    engine: sa.Engine,
+    connection: sa.Connection,
+    window: Window,
+) -> tuple[Any, dict[str, str]]:
+    """The summary frame of these days, and the tenants that are not in it, with the reason. Raises UsageError."""
+    from assets.marketplace_daily_summary.aggregate import add_up, batch_query
+
+    with connection.begin():
+        tenants = choose_tenants(connection)
+    types = action_types(connection)
+    parameters = window.parameters() | {
+        "action_type_ids": [row.id for row in types],
+        "action_codes": [row.code for row in types],
+        "action_names": [row.name for row in types],
+    }
+    failed = {tenant.schema: tenant.failed for tenant in tenants if tenant.failed}
+    schemas = [tenant.schema for tenant in tenants if not tenant.failed and not tenant.skipped]
+    context.log.info(f"Adding up {window}, of {len(schemas)} tenants of {server_and_database(connection)}")
+    parts: list[Any] = []
+
+    def work(connection: sa.Connection, batch: Sequence[str]) -> Sequence[Any]:
+        with connection.begin():
+            return connection.execute(batch_query(batch), parameters).mappings().all()
+
+    # A batch that fails is read tenant by tenant, to know which it was.
+    for size in (BATCH, 1):
+        batches = [schemas[start : start + size] for start in range(0, len(schemas), size)]
+        schemas = []
+        with closing(database.for_each(engine, batches, work)) as outcomes:
+            for batch, outcome in outcomes:
+                if not isinstance(outcome, Exception):
+                    parts.extend(outcome)
+                elif size > 1:
+                    schemas.extend(batch)
+                else:
+                    failed[batch[0]] = explain(outcome)
+    return add_up(parts), failed
+
+
+def _preview(frame: Any) -> list[dict[str, Any]]:
+    """The last days first, the busiest rows of each first."""
+    newest = frame.sort_values(["date", "total_jobs"], ascending=False)
+    return [
+        {
+            "date": str(row["date"]),
+            "marketplace": row["marketplace"],
+            "action": row["action_code"],
+            "tenants": row["tenants_active"],
+            "jobs": row["total_jobs"],
+            "failed": row["failure_count"],
+            "success %": None if row["success_rate"] is None else round(100 * row["success_rate"], 1),
+            "mean ms": row["avg_duration_ms"],
+            "p50 ms": None if row["p50_duration_ms"] is None else round(row["p50_duration_ms"]),
+            "p95 ms": None if row["p95_duration_ms"] is None else round(row["p95_duration_ms"]),
+            "most failures": ", ".join(f"{entry['tenant']} ({entry['failures']})" for entry in row["top_failing"][:3]),
+        }
+        for row in newest.to_dict("records")
+    ]

@@ -1,0 +1,42 @@
+"""What starts the summary: the stats that it adds up have changed."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from pipelines.schedules import RANGE_END, RANGE_START
+
+DESCRIPTION = """
+Requests the summary of every day whose stats were materialized later than the summary itself, as one run for each
+unbroken chain of days: after each nightly and weekly run and each backfill, also if single tenants have failed in it.
+
+*When it is off*, materialize the summary by hand.
+"""
+
+
+def build_summary_sensor(
+    partitions: dg.DailyPartitionsDefinition, stats: dg.AssetKey, summary: dg.AssetKey, job_name: str
+) -> dg.SensorDefinition:
+    """Compares what was materialized when, so that nothing is forgotten while the daemon is down."""
+
+    @dg.sensor(
+        name="marketplace_daily_summary_sensor",
+        job_name=job_name,
+        minimum_interval_seconds=30,
+        description=DESCRIPTION,
+    )
+    def marketplace_daily_summary_sensor(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest]:
+        kind = dg.DagsterEventType.ASSET_MATERIALIZATION
+        done = context.instance.get_latest_storage_id_by_partition(summary, kind)
+        new = context.instance.get_latest_storage_id_by_partition(stats, kind)
+        chain: list[str] = []
+        for day in [*partitions.get_partition_keys(), None]:
+            if day is not None and new.get(day, 0) > done.get(day, 0):
+                chain.append(day)
+            elif chain:
+                # The same stats are asked for once, however often the sensor looks before the summary is there.
+                run_key = f"{chain[0]} to {chain[-1]}, {max(new[key] for key in chain)}"
+                yield dg.RunRequest(run_key, tags={RANGE_START: chain[0], RANGE_END: chain[-1]})
+                chain = []
+
+    return marketplace_daily_summary_sensor

@@ -1,0 +1,214 @@
+"""The cross-tenant summary: every number equals an independent computation from the source rows."""
+
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from datetime import timedelta
+from fractions import Fraction
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import psycopg
+import pytest
+
+from pipelines.definitions import build_defs
+from pipelines.settings import Settings
+from tests import application
+from tests.integration.common import DAY, NOON, TENANTS, failure, job, materialize, metadata
+from tests.reference import (
+    JOB_COLUMNS,
+    JOB_NUMBERS,
+    TASK_COLUMNS,
+    TASK_NUMBERS,
+    Day,
+    exact_percentile,
+    frame,
+    reference_durations,
+    reference_rows,
+)
+
+pytestmark = pytest.mark.usefixtures("url")
+
+SUMMARY = "marketplace_stats.marketplace_daily_summary"
+FIRST, LAST = "2026-01-14", "2026-01-16"
+CODES = {number: ("publish", "update", "delete")[(number - 1) % 3] for number in range(1, 10)}
+
+
+def summarize(first: str = FIRST, last: str = LAST) -> dg.ExecuteInProcessResult:
+    """A run of the summary over a range of days, in this process."""
+    definitions = build_defs(Settings.from_env({"STATS_LOCK_TIMEOUT_MS": "300"}))
+    summary_job = definitions.resolve_job_def("marketplace_daily_summary_job")
+    tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+    return summary_job.execute_in_process(tags=tags, raise_on_error=False)
+
+
+def rows(connection: psycopg.Connection[Any]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The table, by key."""
+    with connection.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+        found = cursor.execute(f"SELECT * FROM {SUMMARY}").fetchall()
+    return {(row["date"], row["marketplace"], row["action_code"]): row for row in found}
+
+
+def key_of(row: Mapping[Any, Any]) -> tuple[Any, ...]:
+    return row["date"], row["marketplace"], CODES.get(row["action_type_id"], "unknown")
+
+
+def fill(connection: psycopg.Connection[Any], seed: int) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+    """Random jobs and tasks in each tenant, over the three days; their frames."""
+    chance = random.Random(seed)
+    frames = {}
+    for tenant in TENANTS:
+        jobs, tasks = [], []
+        for number in range(1, 121):
+            end = NOON + timedelta(hours=chance.randrange(-36, 36))
+            jobs.append(
+                job(
+                    id=number,
+                    marketplace=chance.choice(("vinted", "vinted", "ebay", "etsy", "depop")),
+                    action_type_id=chance.choice((1, 1, 2, 4, 7, 77, 78)),
+                    status=chance.choice(("completed", "completed", "failed", "cancelled")),
+                    retry_count=chance.randrange(3),
+                    started_at=None if number % 9 == 0 else end - timedelta(milliseconds=chance.randrange(90_000)),
+                    completed_at=end,
+                )
+            )
+            status = chance.choice(("success", "failed", "timeout"))
+            task = {"id": number, "job_id": chance.randrange(1, 121), "status": status}
+            tasks.append({**task, "retry_count": number % 2, "completed_at": end})
+        for table, found in (("marketplace_jobs", jobs), ("marketplace_tasks", tasks)):
+            connection.execute(f"DELETE FROM {tenant}.{table}")
+            application.insert(connection, tenant, table, found)
+        frames[tenant] = (frame(jobs, JOB_COLUMNS), frame(tasks, TASK_COLUMNS))
+    return frames
+
+
+def test_every_number_equals_the_reference(connection: psycopg.Connection[Any]) -> None:
+    """Sums, tenants, percentiles, and who fails most, from the source rows; replay writes nothing."""
+    sources = fill(connection, seed=1)
+    materialize(FIRST, LAST)
+    result = summarize()
+    assert result.success
+
+    start = NOON.replace(hour=0) - timedelta(days=1)
+    days = [Day((start + timedelta(n)).date(), start + timedelta(n), start + timedelta(n + 1)) for n in range(3)]
+    sums: defaultdict[Any, Counter[str]] = defaultdict(Counter)
+    tenants: defaultdict[Any, set[str]] = defaultdict(set)
+    failures: defaultdict[Any, Counter[str]] = defaultdict(Counter)
+    durations: defaultdict[Any, list[int]] = defaultdict(list)
+    for tenant, (jobs, tasks) in sources.items():
+        for of_tenant in reference_rows(jobs, tasks, days).to_dict("records"):
+            key = key_of(of_tenant)
+            sums[key].update({name: of_tenant[name] for name in (*JOB_NUMBERS, *TASK_NUMBERS)})
+            tenants[key].add(tenant)
+            failures[key][tenant] += of_tenant["failure_count"]
+        for duration in reference_durations(jobs, days).to_dict("records"):
+            durations[key_of(duration)].append(duration["duration_ms"])
+
+    found = rows(connection)
+    assert found.keys() == sums.keys()
+    assert len(found) > 20
+    for key, row in found.items():
+        assert {name: row[name] for name in sums[key]} == dict(sums[key])
+        assert row["tenants_active"] == len(tenants[key])
+        ran = sums[key]["total_jobs"]
+        assert row["success_rate"] == (pytest.approx(sums[key]["success_count"] / ran) if ran else None)
+        worst = sorted((-n, tenant) for tenant, n in failures[key].items() if n)
+        assert row["top_failing"] == [{"tenant": tenant, "failures": -n} for n, tenant in worst]
+        exact = durations[key]
+        if exact:
+            mean = math.floor(Fraction(sum(exact), len(exact)) + Fraction(1, 2))
+            assert row["avg_duration_ms"] == mean
+            assert row["p50_duration_ms"] == pytest.approx(exact_percentile(exact, Fraction(1, 2)), rel=0.01)
+            assert row["p95_duration_ms"] == pytest.approx(exact_percentile(exact, Fraction(19, 20)), rel=0.01)
+        else:
+            assert [row[f"{name}_duration_ms"] for name in ("avg", "p50", "p95")] == [None] * 3
+
+    reported = metadata(result)
+    assert {day: values["jobs"] for day, values in reported.items()} == {
+        str(day.date): sum(n["total_jobs"] for key, n in sums.items() if key[0] == day.date) for day in days
+    }
+    assert len(reported[LAST]["run_preview"]) == 20
+
+    state = f"SELECT ctid, xmin, * FROM {SUMMARY} ORDER BY ctid"
+    before = connection.execute(state).fetchall()
+    assert summarize().success
+    assert connection.execute(state).fetchall() == before
+
+
+def test_what_changed_is_changed_alone(connection: psycopg.Connection[Any]) -> None:
+    """Rows come, change and go with the stats; other days are left alone."""
+    fill(connection, seed=2)
+    materialize(FIRST, LAST)
+    summarize()
+    before = rows(connection)
+    fill(connection, seed=3)
+    materialize(DAY, DAY)
+    changes = metadata(summarize(DAY, DAY))[DAY]
+    after = rows(connection)
+    assert {key: row for key, row in after.items() if str(key[0]) != DAY} == {
+        key: row for key, row in before.items() if str(key[0]) != DAY
+    }
+    changed = [key for key, row in after.items() if key in before and row != before[key]]
+    assert (changes["run_rows_inserted"], changes["run_rows_updated"], changes["run_rows_deleted"]) == (
+        len(after.keys() - before.keys()),
+        len(changed),
+        len(before.keys() - after.keys()),
+    )
+    assert changed
+
+
+def test_tenants_that_cannot_be_read_are_named(connection: psycopg.Connection[Any]) -> None:
+    """The others are added up and written; the run has failed, and says who is not in it."""
+    for tenant in TENANTS:
+        application.insert(connection, tenant, "marketplace_jobs", [job(id=1)])
+    materialize()
+    connection.execute("""
+        DROP TABLE user_1.marketplace_job_stats_days;
+        REVOKE SELECT ON user_10.marketplace_job_stats FROM stats""")
+    result = summarize(DAY, DAY)
+    assert failure(result).startswith("2 tenants are not in the summary. user_1: marketplace_job_stats_days is missing")
+    assert "user_10: permission denied for table marketplace_job_stats (SQLSTATE 42501)" in failure(result)
+    [row] = rows(connection).values()
+    assert (row["total_jobs"], row["tenants_active"]) == (1, 1)
+
+
+def test_days_without_jobs_have_no_rows(connection: psycopg.Connection[Any]) -> None:
+    """An empty database is a summary without rows, and a success."""
+    assert summarize().success
+    assert rows(connection) == {}
+
+
+def test_the_sensor_asks_for_what_is_newer(connection: psycopg.Connection[Any]) -> None:
+    """Days whose stats were materialized after their summary, one run for each chain, and asked for once."""
+    stats, summary = dg.AssetKey(["marketplace_job_stats"]), dg.AssetKey(["marketplace_daily_summary"])
+    sensor = build_defs(Settings.from_env({})).resolve_sensor_def("marketplace_daily_summary_sensor")
+
+    def ask(instance: dg.DagsterInstance) -> list[tuple[str, str, str | None]]:
+        data = sensor.evaluate_tick(dg.build_sensor_context(instance, sensor_name=sensor.name))
+        return [
+            (
+                request.tags["dagster/asset_partition_range_start"],
+                request.tags["dagster/asset_partition_range_end"],
+                request.run_key,
+            )
+            for request in data.run_requests or ()
+        ]
+
+    def materialized(instance: dg.DagsterInstance, key: dg.AssetKey, *days: int) -> None:
+        for day in days:
+            instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=f"2026-01-{day:02}"))
+
+    with dg.instance_for_test() as instance:
+        assert ask(instance) == []
+        materialized(instance, stats, 3, 4, 5, 9)
+        first = ask(instance)
+        assert [request[:2] for request in first] == [("2026-01-03", "2026-01-05"), ("2026-01-09", "2026-01-09")]
+        assert ask(instance) == first
+        materialized(instance, summary, 3, 4, 5, 9)
+        assert ask(instance) == []
+        materialized(instance, stats, 4)
+        [again] = ask(instance)
+        assert again[:2] == ("2026-01-04", "2026-01-04")
+        assert again[2] not in [request[2] for request in first]
