@@ -15,6 +15,7 @@ from assets.marketplace_job_stats.aggregate import COUNTS
 from models.stats import MarketplaceJobStats
 from models.summary import MarketplaceDailySummary
 from pipelines import sketch
+from pipelines.action_types import UNKNOWN
 from pipelines.tenants import quoted
 
 KEY = ("date", "marketplace", "action_code")
@@ -51,8 +52,8 @@ def batch_query(schemas: Sequence[str]) -> sa.Select[Any]:
     rows = (
         sa.select(
             stored,
-            sa.func.coalesce(action.c.code, "unknown").label("action_code"),
-            sa.func.coalesce(action.c.name, "unknown").label("action_name"),
+            sa.func.coalesce(action.c.code, UNKNOWN).label("action_code"),
+            sa.func.coalesce(action.c.name, UNKNOWN).label("action_name"),
         )
         .select_from(stored.outerjoin(action, action.c.id == stored.c.action_type_id))
         .cte("rows")

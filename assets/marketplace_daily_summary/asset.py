@@ -7,10 +7,11 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
-from assets.marketplace_job_stats.report import action_types, explain, first_reasons, table
+from assets.marketplace_job_stats.report import explain, first_reasons, table
 from assets.sources import column_schema
 from models.stats import MarketplaceJobStats
 from models.summary import MarketplaceDailySummary
+from pipelines.action_types import action_types
 from pipelines.database import server_and_database
 from pipelines.failure import RunFailure
 from pipelines.partitions import Window

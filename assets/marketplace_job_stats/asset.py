@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from pydantic import Field
 
 from assets.marketplace_job_stats.checks import check_results, check_specs
-from assets.marketplace_job_stats.report import RunReport, action_types, explain, first_reasons
+from assets.marketplace_job_stats.report import RunReport, explain, first_reasons
 from assets.marketplace_job_stats.upsert import Order, TenantResult, write_tenant
 from assets.sources import column_schema, source_keys
 from models.stats import MarketplaceJobStats, MarketplaceJobStatsDay
+from pipelines.action_types import action_types
 from pipelines.database import make_durable, server_and_database
 from pipelines.failure import RunFailure
 from pipelines.partitions import Window

@@ -4,7 +4,7 @@ Nothing is decided or computed here; every number comes from the tenants' own tr
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import date
 from typing import Any
 
@@ -13,13 +13,11 @@ import sqlalchemy as sa
 
 from assets.marketplace_job_stats.aggregate import COUNTS
 from assets.marketplace_job_stats.upsert import Order, ProofError, TenantResult, TimeZoneError
-from models.sources import MarketplaceActionType
+from pipelines.action_types import UNKNOWN
 from pipelines.tenants import Tenant
 
 MOST_ROWS = 20
 """Every row of a table is stored with every event, and Dagit does not page."""
-
-_types = MarketplaceActionType.__table__
 
 # What a day's event shows, and the columns of `upsert.difference` that add up to it.
 _DAY_SUMS = {
@@ -118,7 +116,7 @@ class RunReport:
             self.uncounted += uncounted
             self._uncounted_by_tenant[tenant.schema] = uncounted
         for row in result.sums:
-            action = self._action_codes.get(row["action_type_id"], "unknown")
+            action = self._action_codes.get(row["action_type_id"], UNKNOWN)
             # A row of the old live counter has nulls.
             self._sums[row["marketplace"], action].update({name: row[name] or 0 for name in COUNTS})
 
@@ -234,13 +232,3 @@ def table(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue[Any]:
     if not records:
         return dg.MetadataValue.text("no rows")
     return dg.MetadataValue.table(records)
-
-
-def action_types(connection: sa.Connection) -> Sequence[sa.Row[Any, Any, Any]]:
-    """Id, code and name of the action types; none if the table is missing or may not be read: they are decoration."""
-    try:
-        with connection.begin():
-            query = sa.select(_types.c.id, _types.c.code, _types.c.name).where(_types.c.code.is_not(None))
-            return connection.execute(query).all()
-    except sa.exc.DBAPIError:
-        return []

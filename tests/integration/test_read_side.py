@@ -1,0 +1,129 @@
+"""`get_stats` and its command line: what analysts get, and how they are refused."""
+
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pandas as pd
+import psycopg
+import pytest
+
+from pipelines.settings import UsageError
+from pipelines.stats import COLUMNS, get_stats
+from tests import application
+from tests.conftest import run, url_of
+from tests.integration.common import TENANTS, job, materialize
+from tests.integration.test_summary import summarize
+
+NOON = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(days=1)
+YESTERDAY = NOON.date()
+
+
+@pytest.fixture
+def stats(connection: psycopg.Connection[Any], url: str) -> str:
+    """In each tenant: yesterday three Vinted jobs of 1, 2 and 9 s, one failed; eight days ago an eBay job; computed."""
+    for schema in TENANTS:
+        rows = [
+            job(id=1, completed_at=NOON, started_at=NOON - timedelta(seconds=1)),
+            job(id=2, completed_at=NOON, started_at=NOON - timedelta(seconds=2), retry_count=2),
+            job(id=3, completed_at=NOON, started_at=NOON - timedelta(seconds=9), status="failed"),
+            job(id=4, completed_at=NOON, marketplace="etsy", action_type_id=99, status="cancelled"),
+            job(id=5, completed_at=NOON - timedelta(days=7), marketplace="ebay", action_type_id=5),
+        ]
+        application.insert(connection, schema, "marketplace_jobs", rows)
+        application.insert(connection, schema, "marketplace_tasks", [{"job_id": 1, "status": "success"}])
+    first, last = (YESTERDAY - timedelta(days=7)).isoformat(), YESTERDAY.isoformat()
+    assert materialize(first, last).success
+    assert summarize(first, last).success
+    return url
+
+
+@pytest.mark.parametrize(("tenant", "factor"), [("user_2", 1), (None, 3)])
+def test_the_frame(stats: str, tenant: str | None, factor: int) -> None:
+    """The last seven closed days, of one tenant or the sums over all; means and percentiles are those of all jobs."""
+    frame = get_stats(tenant=tenant)
+    assert tuple(frame.columns) == COLUMNS
+    assert list(frame["marketplace"]) == ["etsy", "vinted"]
+    etsy, vinted = frame.to_dict("records")
+    assert (vinted["date"], vinted["action_code"], vinted["action_name"]) == (YESTERDAY, "publish", "Vinted Publish")
+    assert (vinted["total_jobs"], vinted["failure_count"], vinted["retry_count"]) == (3 * factor, factor, 2 * factor)
+    assert vinted["success_rate"] == pytest.approx(2 / 3)
+    assert vinted["total_tasks"] == factor
+    assert vinted["avg_duration_ms"] == 4000
+    assert vinted["p50_duration_ms"] == pytest.approx(2000, rel=0.01)
+    assert vinted["p95_duration_ms"] == pytest.approx(9000, rel=0.01)
+    # Nothing ran here: there is nothing to divide by.
+    assert (etsy["action_code"], etsy["cancelled_count"], etsy["total_jobs"]) == ("unknown", factor, 0)
+    assert all(pd.isna(etsy[name]) for name in ("success_rate", "avg_duration_ms", "p50_duration_ms"))
+
+
+def test_days_and_marketplace(stats: str) -> None:
+    """Only closed days of the window, and only the marketplace that was asked for."""
+    assert list(get_stats(days=7)["marketplace"].unique()) == ["etsy", "vinted"]
+    assert list(get_stats(days=8)["marketplace"].unique()) == ["ebay", "etsy", "vinted"]
+    assert list(get_stats(days=8, marketplace="ebay")["date"]) == [YESTERDAY - timedelta(days=7)]
+    assert len(get_stats(days=7, marketplace="ebay")) == 0
+    assert len(get_stats(days=7, marketplace="ebay", tenant="user_2")) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"marketplace": "amazon"}, "There is no marketplace 'amazon': use one of vinted, ebay, etsy."),
+        ({"tenant": "user_99"}, "There is no tenant user_99 in database test_"),
+        ({"tenant": "public"}, "There is no tenant public in database test_"),
+        ({"days": 0}, "--days 0 is not allowed: give 1 or more."),
+    ],
+)
+def test_refusals(url: str, arguments: dict[str, Any], sentence: str) -> None:
+    """Each says what is wrong, and what there is."""
+    with pytest.raises(UsageError) as refusal:
+        get_stats(**arguments)
+    assert refusal.value.message.startswith(sentence)
+
+
+def test_what_is_not_migrated_is_said(connection: psycopg.Connection[Any], url: str) -> None:
+    """A missing table is no empty answer."""
+    connection.execute(
+        "DROP TABLE marketplace_stats.marketplace_daily_summary; DROP TABLE user_2.marketplace_job_stats CASCADE"
+    )
+    with pytest.raises(UsageError, match="marketplace_daily_summary is missing in .*: run `alembic upgrade head`"):
+        get_stats()
+    with pytest.raises(UsageError, match="user_2 has no stats: marketplace_job_stats is missing: run `alembic"):
+        get_stats(tenant="user_2")
+
+
+def test_the_command_line(stats: str) -> None:
+    """A table for people, CSV and JSON for programs: the same rows in each."""
+
+    def command(*arguments: str) -> str:
+        return run(
+            "python", "-W", "ignore", "-m", "pipelines.stats", *arguments, environment={"DATABASE_URL": stats}
+        ).stdout
+
+    records = json.loads(command("--days", "8", "--format", "json"))
+    assert [record["marketplace"] for record in records] == ["ebay", "etsy", "vinted"]
+    assert tuple(records[0]) == COLUMNS
+    assert (records[2]["date"], records[2]["total_jobs"], records[2]["avg_duration_ms"]) == (str(YESTERDAY), 9, 4000)
+    assert records[1]["success_rate"] is None
+    rows = list(csv.DictReader(io.StringIO(command("--days", "8", "--format", "csv"))))
+    assert [(row["marketplace"], row["total_jobs"]) for row in rows] == [("ebay", "3"), ("etsy", "0"), ("vinted", "9")]
+    table = command("--days", "1", "--tenant", "user_2", "--marketplace", "vinted").splitlines()
+    header = "date marketplace action jobs failed success mean ms p50 ms p95 ms tasks retries"
+    assert " ".join(table[1].split()) == header
+    assert table[3].split()[1:7] == ["vinted", "publish", "3", "1", "66.7%", "4,000"]
+
+
+def test_the_command_line_refuses_in_a_sentence(server: str) -> None:
+    """Without stack: a wrong marketplace, and a server that is down."""
+    environment = {"DATABASE_URL": url_of(f"{server} dbname=postgres")}
+    result = run("python", "-m", "pipelines.stats", "--marketplace", "amazon", environment=environment, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1] == "Error: There is no marketplace 'amazon': use one of vinted, ebay, etsy."
+    down = {"DATABASE_URL": "postgresql://root:s3cret@127.0.0.1:1/shop"}
+    result = run("python", "-m", "pipelines.stats", environment=down, check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("Error: Cannot connect to database shop on 127.0.0.1:1: ")
+    assert "s3cret" not in result.stderr
