@@ -36,10 +36,11 @@ def main(once: bool) -> None:
 
     first, last = today - timedelta(days=data.DAY_COUNT), today - timedelta(days=1)
     click.echo(f"\nComputing {first} to {last}")
-    _run(
-        *("dagster", "asset", "materialize", "-m", "pipelines.definitions"),
-        *("--select", "marketplace_job_stats", "--partition-range", f"{first}...{last}"),
-    )
+    for asset in ("marketplace_job_stats", "marketplace_daily_summary"):
+        _run(
+            *("dagster", "asset", "materialize", "-m", "pipelines.definitions"),
+            *("--select", asset, "--partition-range", f"{first}...{last}"),
+        )
 
     with _connect() as connection:
         tables.print_drift(connection, COMPARED, old)

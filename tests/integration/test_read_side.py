@@ -89,7 +89,7 @@ def test_what_is_not_migrated_is_said(connection: psycopg.Connection[Any], url: 
     connection.execute(
         "DROP TABLE marketplace_stats.marketplace_daily_summary; DROP TABLE user_2.marketplace_job_stats CASCADE"
     )
-    with pytest.raises(UsageError, match="marketplace_daily_summary is missing in .*: run `alembic upgrade head`"):
+    with pytest.raises(UsageError, match=r"marketplace_daily_summary is missing in .*: run `alembic upgrade head`"):
         get_stats()
     with pytest.raises(UsageError, match="user_2 has no stats: marketplace_job_stats is missing: run `alembic"):
         get_stats(tenant="user_2")
