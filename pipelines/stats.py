@@ -42,6 +42,9 @@ COLUMNS = (
 )
 """The columns of the frame; what each means stands in `models.summary`."""
 
+WIDTH = 110
+"""How many characters a line of the table needs."""
+
 _stats, _summary = MarketplaceJobStats.__table__, MarketplaceDailySummary.__table__
 
 
@@ -147,7 +150,9 @@ def _print_table(frame: pd.DataFrame) -> None:
             _number(row["total_tasks"]),
             _number(row["retry_count"]),
         )
-    Console().print(table if len(frame) else "no rows")
+    console = Console()
+    console.width = max(console.width, WIDTH)  # Rather wrapped by a narrow terminal than cut.
+    console.print(table if len(frame) else "no rows")
 
 
 def _number(value: Any) -> str:
