@@ -42,7 +42,7 @@ COLUMNS = (
 )
 """The columns of the frame; what each means stands in `models.summary`."""
 
-WIDTH = 110
+WIDTH = 130
 """How many characters a line of the table needs."""
 
 _stats, _summary = MarketplaceJobStats.__table__, MarketplaceDailySummary.__table__
