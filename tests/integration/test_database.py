@@ -11,7 +11,7 @@ from pipelines.resources import TenantDatabase
 from pipelines.settings import UsageError
 from pipelines.tenants import Tenant, find_tenants
 from tests import application
-from tests.conftest import url_of
+from tests.conftest import RUN_ROLE, url_of
 
 STATS, LEDGER = "user_2.marketplace_job_stats", "user_2.marketplace_job_stats_days"
 UNIQUE = "uq_marketplace_job_stats_action_marketplace_date"
@@ -133,3 +133,31 @@ def test_no_first_connection_is_one_sentence(monkeypatch: pytest.MonkeyPatch, se
     told = "Cannot connect to database postgres on /tmp/"
     with pytest.raises(UsageError, match=told), connected(create_engine(conninfo), conninfo):
         pass
+
+
+def test_the_runs_role_has_what_it_needs_and_nothing_else(connection: psycopg.Connection[Any]) -> None:
+    """Least privilege: it reads the sources and writes our tables, in each tenant, clones included."""
+    rows = connection.execute(
+        """
+        SELECT table_schema, table_name, array_agg(privilege_type::text ORDER BY privilege_type)
+          FROM information_schema.role_table_grants WHERE grantee = %s GROUP BY 1, 2""",
+        [RUN_ROLE],
+    ).fetchall()
+    read, write = ["SELECT"], ["DELETE", "INSERT", "SELECT", "UPDATE"]
+    tables = {
+        "marketplace_jobs": read,
+        "marketplace_tasks": read,
+        "marketplace_job_stats": write,
+        "marketplace_job_stats_days": write,
+    }
+    expected = {(schema, table): right for schema in ("user_1", "user_2", "user_10") for table, right in tables.items()}
+    expected |= {
+        ("public", "marketplace_action_types"): read,
+        ("marketplace_stats", "marketplace_daily_summary"): write,
+    }
+    found = {(schema, table): rights for schema, table, rights in rows if schema != "template_tenant"}
+    assert found == expected
+    role = connection.execute(
+        "SELECT rolsuper, rolcreatedb, rolcreaterole, rolbypassrls FROM pg_roles WHERE rolname = %s", [RUN_ROLE]
+    )
+    assert role.fetchall() == [(False, False, False, False)]
