@@ -7,6 +7,8 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
+from assets import lineage
+from assets.lineage import column_lineage
 from assets.marketplace_job_stats.report import explain, first_reasons, table
 from assets.sources import column_schema
 from models.stats import MarketplaceJobStats
@@ -52,6 +54,7 @@ def build_marketplace_daily_summary(
         owners=["team:data"],
         metadata={
             "dagster/column_schema": column_schema(MarketplaceDailySummary.__table__),
+            "dagster/column_lineage": column_lineage(lineage.SUMMARY, key_prefix),
             "dagster/table_name": MarketplaceDailySummary.__table__.fullname,
         },
         output_required=False,

@@ -10,6 +10,8 @@ import dagster as dg
 import sqlalchemy as sa
 from pydantic import Field
 
+from assets import lineage
+from assets.lineage import column_lineage
 from assets.marketplace_job_stats.checks import check_results, check_specs
 from assets.marketplace_job_stats.report import RunReport, explain, first_reasons
 from assets.marketplace_job_stats.upsert import Order, TenantResult, write_tenant
@@ -93,6 +95,7 @@ def build_marketplace_job_stats(
                 owners=["team:data"],
                 metadata={
                     "dagster/column_schema": column_schema(MarketplaceJobStats.__table__),
+                    "dagster/column_lineage": column_lineage(lineage.STATS, key_prefix),
                     "dagster/table_name": MarketplaceJobStats.__tablename__,
                 },
             )

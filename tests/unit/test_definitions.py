@@ -33,6 +33,37 @@ def test_the_columns_are_described() -> None:
     assert all(column.description for column in schema.columns)
 
 
+def test_every_column_says_where_it_comes_from() -> None:
+    """The lineage names columns that exist, for every column but the technical ones."""
+    definitions = build_defs(Settings.from_env({"STATS_KEY_PREFIX": "eu"}))
+    specs = {spec.key.path[-1]: spec for spec in definitions.resolve_all_asset_specs()}
+    schemas = {name: spec.metadata["dagster/column_schema"] for name, spec in specs.items()}
+    columns = {name: {column.name for column in schema.columns} for name, schema in schemas.items()}
+    for name in ("marketplace_job_stats", "marketplace_daily_summary"):
+        lineage = specs[name].metadata["dagster/column_lineage"]
+        assert columns[name] - set(lineage.deps_by_column) <= {"id", "created_at", "computed_at"}
+        assert set(lineage.deps_by_column) <= columns[name]
+        for dependency in (dep for deps in lineage.deps_by_column.values() for dep in deps):
+            assert dependency.asset_key.path[0] == "eu"
+            assert dependency.column_name in columns[dependency.asset_key.path[-1]]
+
+
+def test_everything_is_described() -> None:
+    """Every asset, check, job, schedule and sensor says what it is."""
+    definitions = build_defs(Settings.from_env({}))
+    repository = definitions.get_repository_def()
+    graph = definitions.resolve_asset_graph()
+    described = {
+        **{spec.key.to_user_string(): spec.description for spec in definitions.resolve_all_asset_specs()},
+        **{key.name: graph.get_check_spec(key).description for key in graph.asset_check_keys},
+        **{job.name: job.description for job in repository.get_all_jobs() if not job.name.startswith("__")},
+        **{schedule.name: schedule.description for schedule in repository.schedule_defs},
+        **{sensor.name: sensor.description for sensor in repository.sensor_defs},
+    }
+    assert len(described) > 20
+    assert [name for name, description in described.items() if not description] == []
+
+
 def test_a_prefix_is_put_before_all_keys() -> None:
     """STATS_KEY_PREFIX=eu keeps several databases apart under one Dagit, sources included."""
     definitions = build_defs(Settings.from_env({"STATS_KEY_PREFIX": "eu"}))
