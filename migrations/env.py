@@ -75,6 +75,7 @@ def main() -> int:
                     for statement in missing_shared_grants(connection, command.run_role):
                         print(f"{statement};")
                         if not command.dry_run:
+                            connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
                             connection.exec_driver_sql(statement)
             if any(outcome.status == "done" for outcome in (*shared, *outcomes.values())) and not command.dry_run:
                 make_durable(connection, name)

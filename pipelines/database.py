@@ -20,6 +20,15 @@ from pipelines.settings import UsageError
 
 APPLICATION_NAME = "marketplace_job_stats"
 
+# How soon a server or a network that has gone silent is noticed; the kernel's own limits are hours. The URL may differ.
+_TIMEOUTS = {
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
+
 
 def conninfo(*variables: str) -> str:
     """What libpq connects to: the first of these variables and `DATABASE_URL` that is set, else the embedded server.
@@ -41,7 +50,7 @@ def conninfo(*variables: str) -> str:
         is_taken_apart = len(others) > 1 or (others and "/" in user) or (query and "=" not in query.partition("&")[0])
         if not match or is_taken_apart or not re.fullmatch(r"[0-9,]*", str(given.get("port", ""))):
             raise psycopg.ProgrammingError
-        return make_conninfo("", **{"connect_timeout": "10", **given})
+        return make_conninfo("", **{**_TIMEOUTS, **given})
     except psycopg.ProgrammingError:
         raise UsageError(
             f"{variable} is not a URL of PostgreSQL: write it as postgresql://user:password@host:5432/database, "
@@ -116,8 +125,10 @@ def may_pass(error: Exception) -> bool:
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate == "57014":  # The statement's own time-out.
         return False
+    if sqlstate is None:  # The connection was lost, if it is not something that the client has refused.
+        return isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
     # XX000 is what reading the catalog gives while another session changes it.
-    return sqlstate is None or sqlstate[:2] in ("08", "40", "53", "57") or sqlstate in ("55P03", "XX000")
+    return sqlstate[:2] in ("08", "40", "53", "57") or sqlstate in ("55P03", "XX000")
 
 
 def pause_s(attempt: int) -> float:

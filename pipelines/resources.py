@@ -1,7 +1,9 @@
 """TenantDatabase: the pool of workers that a run has, each on a connection of its own."""
 
+import os
+import socket
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack, contextmanager, suppress
 from threading import Event
 from typing import Any, TypeVar
@@ -66,7 +68,8 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
         """
         working: set[psycopg.Connection[Any]] = set()
         stopped = Event()
-        workers = self._reachable(engine)
+        items = list(items)
+        workers = self._reachable(engine, min(self.workers, len(items)))
 
         def call(item: Item) -> tuple[Item, T | Exception]:
             attempt = 1
@@ -102,9 +105,10 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
                     connection.invalidate()
                 return result
 
-        executor = ThreadPoolExecutor(workers, thread_name_prefix="tenant")
+        executor = ThreadPoolExecutor(max(1, workers), thread_name_prefix="tenant")
+        futures = [executor.submit(call, item) for item in items]
         try:
-            for future in as_completed([executor.submit(call, item) for item in items]):
+            for future in as_completed(futures):
                 item, outcome = future.result()
                 if isinstance(outcome, NoConnection):
                     raise outcome
@@ -115,17 +119,20 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
             for driver in list(working):
                 with suppress(psycopg.Error):  # It may be gone already.
                     driver.cancel_safe(timeout=5)
+            wait(futures, timeout=10)
+            for driver in list(working):  # The server does not answer.
+                with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(driver.fileno())) as connection:
+                    connection.shutdown(socket.SHUT_RDWR)
             executor.shutdown()
 
-    def _reachable(self, engine: sa.Engine) -> int:
-        """How many workers the server has connections for; they wait in the pool. Raises NoConnection if none."""
-        count = 0
+    def _reachable(self, engine: sa.Engine, wanted: int) -> int:
+        """For how many of so many workers the server has connections; they wait in the pool. Raises NoConnection."""
         with ExitStack() as stack:
-            for count in range(self.workers):
+            for count in range(wanted):
                 try:
                     stack.enter_context(engine.connect())
                 except sa.exc.DBAPIError as error:
                     if count == 0:
                         raise NoConnection.because(error) from None
                     return count
-        return count + 1
+        return wanted

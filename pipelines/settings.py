@@ -54,7 +54,8 @@ class Settings:
 def alert_webhook_url(env: Mapping[str, str] = os.environ) -> str | None:
     """Where alerts are posted to; None if nowhere. Raises UsageError, which never repeats the value: it is a secret."""
     url = env.get("ALERT_WEBHOOK_URL", "").strip()
-    if url and not re.fullmatch(r"https?://[^\s/?#]+([/?#]\S*)?", url):
+    # Without a user before the host, which a client would take apart in its own way, and show.
+    if url and not re.fullmatch(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?#][!-~]*)?", url):
         raise UsageError("ALERT_WEBHOOK_URL is not an address to post to: write it as https://host/path.")
     return url or None
 

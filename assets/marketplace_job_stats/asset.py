@@ -1,5 +1,6 @@
 """The asset: for each tenant, compute the window; then report."""
 
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
@@ -36,7 +37,9 @@ NIGHTLY, WEEKLY = "nightly", "weekly"
 PASSES = 3
 """How often a run begins again, because the server was lost while it went on, before it gives up."""
 PATIENCE_S = 60
-"""How long it then waits for the server to come back."""
+"""How long it then waits for the server to come back; and at the beginning, if a schedule has started it."""
+WITNESS_S = 30
+"""How often the witness is looked at, at most."""
 
 DESCRIPTION = """
 What every customer's jobs did, per action type, marketplace and day: the table `marketplace_job_stats` in each tenant's
@@ -47,8 +50,8 @@ written. So it can be materialized again at any time, in any order, for any rang
 
 - **Materialized** means that the day was run for every tenant. Which tenants were skipped or failed stands in the
   metadata; what was computed for which tenant and day, in its table `marketplace_job_stats_days`.
-- **A failed run** has computed every tenant but those that it names. Mend what it says, and materialize the days again,
-  with `only_missing: true` for what is missing alone.
+- **A failed run** has computed every tenant but those that it names. Mend what it says, and materialize the days again.
+  With `only_missing: true`, a run computes only days that were never computed for a tenant.
 - **Held back**: the application has deleted old jobs or tasks of that day, so a stored number would fall. The stored
   rows are kept. To have the smaller numbers all the same, run the days with `allow_shrink: true`.
 """
@@ -131,7 +134,8 @@ def build_marketplace_job_stats(
             # Yielded, not logged: what is logged after the last yield of a step that fails is lost.
             for day, metadata in days.items():
                 yield dg.AssetMaterialization(key, partition=day, metadata=metadata)
-        if not config.tenants:  # What is true of some tenants says nothing about the others.
+        # What is true of some tenants says nothing about the others, and what was not looked at is not right.
+        if not config.tenants and not config.only_missing:
             yield from check_results(report, key)
         if report.failed:
             raise RunFailure(report.failure(), metadata=report.run_metadata())
@@ -161,7 +165,8 @@ def _order(
     schedule = context.run.tags.get(SCHEDULE_TAG)
     catch_up = None
     if schedule == NIGHTLY:
-        since = max(partitions.get_first_partition_key() or keys[0], _days_before(keys[-1], sweep_days - 1))
+        bound = date.fromisoformat(keys[-1]) - timedelta(days=sweep_days - 1)
+        since = max(str(partitions.get_first_partition_key()), bound.isoformat())
         if since < keys[0]:
             earlier = dg.PartitionKeyRange(since, keys[-1])
             catch_up = Window.of(partitions, partitions.get_partition_keys_in_range(earlier))
@@ -175,26 +180,24 @@ def _order(
     )
 
 
-def _days_before(key: str, days: int) -> str:
-    return (date.fromisoformat(key) - timedelta(days)).isoformat()
-
-
 def _compute(
     context: dg.AssetExecutionContext, config: StatsConfig, database: TenantDatabase, order: Order
 ) -> RunReport:
     """Computes the days for the chosen tenants. What is returned is durable. Raises UsageError."""
-    for number in range(1, PASSES + 1):
-        with database.connect(patience_s=0 if number == 1 else PATIENCE_S) as (engine, witness):
+    # At night there is nobody to begin again; a person rather knows at once that the server is down.
+    patience_s = PATIENCE_S if SCHEDULE_TAG in context.run.tags else 0
+    for _ in range(PASSES):
+        with database.connect(patience_s) as (engine, witness):
             report = RunReport(order, server_and_database(witness), action_types(witness))
             try:
                 _compute_once(context, config, database, report, engine, witness)
             except sa.exc.DBAPIError as error:
                 if not witness.invalidated:
-                    raise UsageError(
-                        f"{report.summary()}. But that may not be on disk: {explain(error)}. Run it again."
-                    ) from None
+                    doubt = "But that may not be on disk" if report.done else "The reason"
+                    raise UsageError(f"{report.summary()}. {doubt}: {explain(error)}. Run it again.") from None
                 # A server that crashes forgets what was committed last, so nobody is done; to compute a tenant again
                 # that is done after all changes nothing.
+                patience_s = PATIENCE_S
                 context.log.warning(f"The server was lost ({explain(error)}): beginning again, with every tenant")
             else:
                 return report
@@ -234,11 +237,15 @@ def _compute_once(
     context.log.info(f"Computing {report.order.window}, for {len(tenants)} tenants of {report.database}")
     try:
         with closing(database.for_each(engine, tenants, work)) as outcomes:
+            looked_at = time.monotonic()
             for number, (tenant, outcome) in enumerate(outcomes, start=1):
                 report.add(tenant, outcome)
                 if tenant.schema in report.failed:
                     context.log.error(f"{tenant.schema} failed: {report.failed[tenant.schema]}")
-                    _look_at(witness)  # Is it the tenant, or the server?
+                # Is it the tenant, or the server? And a connection that is silent for minutes may be ended on the way.
+                if tenant.schema in report.failed or time.monotonic() > looked_at + WITNESS_S:
+                    _look_at(witness)
+                    looked_at = time.monotonic()
                 if number % 1000 == 0:
                     context.log.info(f"{number} of {len(tenants)} tenants")
     except NoConnection:

@@ -43,8 +43,8 @@ rule, remove it, and run the days again.
 **Warns** of tenants that could not be computed: not migrated, locked, without a privilege, or broken in another way.
 The others are done, and nothing of these was changed.
 
-*When it is red:* each is named with its SQLSTATE and what to do. Then run the days again with `only_missing: true`;
-the next nightly run does it too.
+*When it is red:* each is named with its SQLSTATE and what to do. Then run the days again. Days that a tenant never had
+are also taken along by the next nightly run.
 """,
     HELD_BACK: """
 **Warns** of days that were left as they were, because the application has deleted jobs or tasks of theirs by age, and a
@@ -55,9 +55,8 @@ than the application keeps its rows. If the smaller numbers are right, run the d
 these `tenants`.
 """,
     COUNTED: f"""
-**Warns** if more than {MOST_UNCOUNTED:.0%} of the finished jobs are left out: of an unknown marketplace (not
-counted), with a start that makes no sense (counted, but not in the durations), or, in the weekly run, ended at no
-known time (no day).
+**Warns** if more than {MOST_UNCOUNTED:.0%} of the finished jobs are left out: of an unknown marketplace (not counted),
+or with a start that makes no sense (counted, but not in the durations).
 
 *When it is red:* the application writes something new or wrong. The tenants are named, the most first.
 """,
@@ -70,13 +69,6 @@ missing days along; to have them now, materialize them with `only_missing: true`
 """,
 }
 
-_NUMBERS = {
-    PROOF: "tenants_not_proved",
-    TENANTS: "tenants_failed",
-    HELD_BACK: "days_held_back",
-    COUNTED: "percent_uncounted",
-}
-
 
 def check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
     """The checks that a run evaluates in its own step."""
@@ -87,40 +79,36 @@ def check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
 
 
 def check_results(report: RunReport, key: dg.AssetKey) -> Iterator[dg.AssetCheckResult]:
-    """What a run over all tenants found."""
-    uncounted = report.uncounted.total()
-    share = uncounted / max(1, report.finished_jobs)
-    unproved = sorted(report.unproved)
-    # What is wrong, in a number that Dagit plots and in a sentence, and where.
-    found: dict[str, tuple[float, str, list[dict[str, Any]]]] = {
-        PROOF: (
-            len(unproved),
-            f"{report.done} tenants proved, {len(unproved)} not",
-            [{"tenant": schema, "reason": report.failed[schema]} for schema in unproved],
-        ),
-        TENANTS: (
-            len(report.failed),
-            f"{report.done} tenants computed, {len(report.failed)} failed",
-            [{"tenant": schema, "reason": reason} for schema, reason in report.failed.items()],
-        ),
-        HELD_BACK: (report.held_back_count, f"{report.held_back_count} days held back", report.held_back),
-        COUNTED: (
-            round(100 * share, 2),
-            f"{uncounted} of {report.finished_jobs} finished jobs left out ({share:.1%})",
-            report.uncounted_rows(),
-        ),
-    }
-    if not report.done:  # Where nobody was computed, nothing is known of what was not held back.
-        del found[HELD_BACK], found[COUNTED]
-    for name, (number, sentence, rows) in found.items():
-        yield dg.AssetCheckResult(
+    """What a run over all tenants found. Where none was computed, nothing is said of what only a computed one tells."""
+
+    def result(
+        name: str, passed: bool, sentence: str, rows: list[dict[str, Any]], **numbers: float
+    ) -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(
             asset_key=key,
             check_name=name,
-            passed=share <= MOST_UNCOUNTED if name == COUNTED else not number,
+            passed=passed,
             severity=dg.AssetCheckSeverity.ERROR if name == PROOF else dg.AssetCheckSeverity.WARN,
             description=f"{sentence}; {report.order.window}",
-            metadata={_NUMBERS[name]: number, **({"tenants": table(rows)} if rows else {})},
+            metadata={**numbers, **({"tenants": table(rows)} if rows else {})},
         )
+
+    failed = [{"tenant": schema, "reason": reason} for schema, reason in report.failed.items()]
+    sentence = f"{report.done} tenants computed, {len(failed)} failed"
+    yield result(TENANTS, not failed, sentence, failed, tenants_failed=len(failed))
+    unproved = [row for row in failed if row["tenant"] in report.unproved]
+    if report.done or unproved:
+        sentence = f"{report.done} tenants proved, {len(unproved)} not"
+        yield result(PROOF, not unproved, sentence, unproved, tenants_not_proved=len(unproved))
+    if report.done:
+        count = report.held_back_count
+        yield result(HELD_BACK, not count, f"{count} days held back", report.held_back, days_held_back=count)
+        # Jobs that have no day are of all times, so they have no share in these days; they are only reported.
+        uncounted = report.uncounted["unknown_marketplace"] + report.uncounted["bad_duration"]
+        share = uncounted / max(1, report.finished_jobs)
+        sentence = f"{uncounted} of {report.finished_jobs} finished jobs left out ({share:.1%})"
+        percent = round(100 * share, 2)
+        yield result(COUNTED, share <= MOST_UNCOUNTED, sentence, report.uncounted_rows(), percent_uncounted=percent)
 
 
 def build_yesterday_check(

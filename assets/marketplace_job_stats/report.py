@@ -34,7 +34,7 @@ _DAY_SUMS = {
 }
 
 _REMEDIES = {
-    "42501": "grant the role what it lacks: see `Roles` in the README",
+    "42501": "migrate it with MIGRATION_DATABASE_URL set, which grants what is missing: see `Roles` in the README",
     "40001": "other sessions were in its way each time: run the tenant again",
     "40P01": "other sessions were in its way each time: run the tenant again",
     "53300": "the server has no connection left: lower STATS_WORKERS, or raise its max_connections",
@@ -52,6 +52,8 @@ def explain(error: Exception) -> str:
     sqlstate = getattr(error.orig, "sqlstate", None)
     first_line = (str(error.orig).splitlines() or [type(error.orig).__name__])[0]
     remedy = _REMEDIES.get(sqlstate or "")
+    if "row-level security" in first_line:
+        remedy = "rows would be hidden: give the role BYPASSRLS, or take the policy away"
     return first_line + (f" (SQLSTATE {sqlstate})" if sqlstate else "") + (f": {remedy}" if remedy else "")
 
 
@@ -75,7 +77,9 @@ class RunReport:
         self.uncounted: Counter[str] = Counter()
         self._uncounted_by_tenant: dict[str, Counter[str]] = {}
         self._caught_up: dict[str, list[date]] = {}
+        self._rows_changed = 0
         self._tenants_changed = 0
+        self._dates_changed: set[date] = set()
 
     def add(self, tenant: Tenant, outcome: TenantResult | Tenant | Exception) -> None:
         """Takes the outcome of one tenant: its result, the state that it was found in, or the error."""
@@ -94,7 +98,7 @@ class RunReport:
 
     def _add_result(self, tenant: Tenant, result: TenantResult) -> None:
         uncounted = Counter({"no_end": result.no_end_count})
-        self.finished_jobs += result.no_end_count
+        changed = 0
         for day in result.days:
             if day["date"] not in self._days:
                 self._caught_up.setdefault(tenant.schema, []).append(day["date"])
@@ -107,11 +111,15 @@ class RunReport:
                 self._hold_back(tenant, day)
             else:
                 sums["rows_unchanged"] += day["row_count"] - day["inserted"] - day["updated"]
+            if rows := day["inserted"] + day["updated"] + day["deleted"]:
+                changed += rows
+                self._dates_changed.add(day["date"])
             uncounted["unknown_marketplace"] += day["unknown_marketplace_count"]
             uncounted["bad_duration"] += day["bad_duration_count"]
             self.finished_jobs += day["unknown_marketplace_count"]
             self.finished_jobs += day["total_jobs"] + day["cancelled_count"] + day["expired_count"]
-        self._tenants_changed += any(day["inserted"] + day["updated"] + day["deleted"] for day in result.days)
+        self._rows_changed += changed
+        self._tenants_changed += changed > 0
         if uncounted.total():
             self.uncounted += uncounted
             self._uncounted_by_tenant[tenant.schema] = uncounted
@@ -150,7 +158,7 @@ class RunReport:
             "run_window": str(self.order.window),
             "run_database": self.database,
             "run_tenants_changed": self._tenants_changed,
-            "run_days_changed": sum(_changed(sums) > 0 for sums in self._days.values()),
+            "run_days_changed": len(self._dates_changed),
             "run_days_held_back": self.held_back_count,
             "run_days_caught_up": sum(map(len, self._caught_up.values())),
             "run_preview": table(self._preview()),
@@ -205,10 +213,9 @@ class RunReport:
 
     def summary(self) -> str:
         """The run in one sentence."""
-        changed = sum(map(_changed, self._days.values()))
         return (
             f"{self.done} tenants done, {len(self.skipped)} skipped, {len(self.failed)} failed; "
-            f"{changed} rows changed, {self.held_back_count} days held back"
+            f"{self._rows_changed} rows changed, {self.held_back_count} days held back"
         )
 
     def failure(self) -> str:
@@ -220,11 +227,6 @@ def first_reasons(tenants: Mapping[str, str]) -> str:
     """The first few of the tenants with their reason."""
     first = "; ".join(f"{schema}: {reason}" for schema, reason in list(tenants.items())[:3])
     return first + (f"; and {len(tenants) - 3} more" if len(tenants) > 3 else "")
-
-
-def _changed(sums: Counter[str]) -> int:
-    """How many rows of a day were written."""
-    return sums["rows_inserted"] + sums["rows_updated"] + sums["rows_deleted"]
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue[Any]:

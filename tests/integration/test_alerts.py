@@ -30,6 +30,7 @@ class Handler(BaseHTTPRequestHandler):
         assert self.headers["Content-Type"] == "application/json"
         self.server.received.append((self.path, json.loads(body)))
         self.send_response(self.server.status)
+        self.send_header("Location", "/login")
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
@@ -40,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     server = Receiver(("127.0.0.1", 0), Handler)
     server.received = []
+    monkeypatch.setattr(alerts, "PAUSE_S", 0)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     monkeypatch.setenv("ALERT_WEBHOOK_URL", f"http://127.0.0.1:{server.server_port}/hooks/s3cret")
@@ -81,11 +83,45 @@ def test_a_receiver_that_refuses_is_named_without_its_secret(receiver: Receiver)
     with pytest.raises(UsageError, match=r"127\.0\.0\.1 did not take the alert \(HTTP status 500\)") as refusal:
         alerts.post(f"http://127.0.0.1:{receiver.server_port}/hooks/s3cret", "text")
     assert "s3cret" not in str(refusal.value) and refusal.value.__cause__ is None
-    with pytest.raises(UsageError, match="did not take the alert"):
+    with pytest.raises(UsageError, match=r"did not take the alert \(ConnectionRefusedError\)"):
         alerts.post("http://127.0.0.1:1/hooks/s3cret", "text")
+    assert len(receiver.received) == alerts.ATTEMPTS
 
 
-@pytest.mark.parametrize("url", ["ftp://h/s3cret", "s3cret", "https:///s3cret", "https://h/s3 cret"])
+def test_a_redirect_is_no_delivery(receiver: Receiver) -> None:
+    """To follow it would be to get a page, and to lose the alert."""
+    receiver.status = 302
+    with pytest.raises(UsageError, match="HTTP status 302"):
+        alerts.post(f"http://127.0.0.1:{receiver.server_port}/hooks/s3cret", "text")
+
+
+def test_an_error_that_nobody_expected_is_told_with_its_cause(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster wraps it in a sentence that says nothing."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("the real reason")
+
+    monkeypatch.setattr("pipelines.resources.conninfo", fail)
+    with dg.DagsterInstance.ephemeral() as instance:
+        build_defs(Settings.from_env()).resolve_sensor_def("alert_on_failure")(failed_run(instance))
+    assert receiver.received[0][1]["text"].endswith("MemoryError: the real reason")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://h/s3cret",
+        "s3cret",
+        "https:///s3cret",
+        "https://h/s3 cret",
+        "https://user:s3cret@h/x",
+        "https://h:s3cret/x",
+        "http://[::1/s3cret",
+        "https://h/s3\x01cret",
+    ],
+)
 def test_a_wrong_address_is_refused_without_repeating_it(url: str) -> None:
     """It is noticed when the definitions are loaded."""
     with pytest.raises(UsageError, match="ALERT_WEBHOOK_URL is not an address to post to") as refusal:

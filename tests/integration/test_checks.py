@@ -11,7 +11,7 @@ from pipelines.definitions import build_defs
 from pipelines.settings import Settings
 from tests import application
 from tests.conftest import url_of
-from tests.integration.common import DAY, checks, job, materialize, plain
+from tests.integration.common import DAY, TENANTS, checks, job, materialize, plain
 
 pytestmark = pytest.mark.usefixtures("source_rows")
 
@@ -58,9 +58,19 @@ def test_a_failed_tenant_warns(connection: psycopg.Connection[Any]) -> None:
     connection.execute("DROP TABLE user_2.marketplace_job_stats_days")
     result = materialize()
     assert red(result) == {"every_tenant_is_computed": "WARN"}
+    assert set(checks(result)) == OF_A_RUN
     [row] = plain(checks(result)["every_tenant_is_computed"].metadata["tenants"])
     assert row["tenant"] == "user_2"
     assert "alembic -x tenant=user_2 upgrade head" in row["reason"]
+
+
+@pytest.mark.usefixtures("url")
+def test_where_nobody_is_computed_nothing_else_is_said(connection: psycopg.Connection[Any]) -> None:
+    """A night in which all tenants failed proves nothing, and holds nothing back."""
+    for schema in TENANTS:
+        connection.execute(f"DROP TABLE {schema}.marketplace_job_stats_days")
+    result = materialize()
+    assert set(checks(result)) == {"every_tenant_is_computed"}
 
 
 @pytest.mark.usefixtures("url")
@@ -117,6 +127,7 @@ def test_yesterday_is_looked_for_in_the_ledgers(connection: psycopg.Connection[A
     connection.execute("CREATE SCHEMA user_3")  # Without sources: skipped.
     application.clone_tenant(connection, "user_4", ("marketplace_jobs", "marketplace_tasks"))  # Not migrated.
     connection.execute("UPDATE user_10.marketplace_jobs SET completed_at = now()")  # Began today.
+    connection.execute("UPDATE user_2.marketplace_jobs SET completed_at = %s", [f"{yesterday} 12:00+00"])
     materialize()
 
     result = look_at_yesterday()
