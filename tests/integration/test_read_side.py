@@ -3,17 +3,20 @@
 import csv
 import io
 import json
+import re
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pandas as pd
 import psycopg
 import pytest
 
+from models.summary import MarketplaceDailySummary
 from pipelines.settings import UsageError
 from pipelines.stats import COLUMNS, get_stats
 from tests import application
-from tests.conftest import run, url_of
+from tests.conftest import ROOT, run, url_of
 from tests.integration.common import TENANTS, job, materialize
 from tests.integration.test_summary import summarize
 
@@ -127,3 +130,20 @@ def test_the_command_line_refuses_in_a_sentence(server: str) -> None:
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("Error: Cannot connect to database shop on 127.0.0.1:1: ")
     assert "s3cret" not in result.stderr
+
+
+def test_the_analysts_page_is_true(connection: psycopg.Connection[Any], stats: str) -> None:
+    """Its questions run as they stand there, for another customer, and it explains every column of the summary."""
+    page = (ROOT / "docs" / "analysts.md").read_text()
+    for column in MarketplaceDailySummary.__table__.columns:
+        assert f"| `{column.name}` | {column.doc} |" in page
+    questions = re.findall(r"^```sql\n(.*?)```", page, flags=re.DOTALL | re.MULTILINE)
+    connection.execute("SET timezone = 'UTC'")
+    answers = [connection.execute(question.replace("user_7.", "user_2.").encode()).fetchall() for question in questions]
+    assert len(answers) == 10
+    # There is no eBay job in the last seven days.
+    assert [number for number, rows in enumerate(answers, start=1) if not rows] == [5]
+    assert answers[0][0] == ("vinted", 9, 3, Decimal("66.7"))
+    merged = {q: ms for ms, q in answers[2]}
+    assert merged[Decimal("0.5")] == pytest.approx(2000, rel=0.01)
+    assert merged[Decimal("0.95")] == pytest.approx(9000, rel=0.01)
