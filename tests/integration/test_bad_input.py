@@ -62,7 +62,7 @@ CASES = {
     ),
     "no privilege": (
         "REVOKE SELECT ON {t}.marketplace_tasks FROM {role}",
-        "permission denied for table marketplace_tasks (SQLSTATE 42501): grant the role what it lacks",
+        "permission denied for table marketplace_tasks (SQLSTATE 42501): migrate it with MIGRATION_DATABASE_URL",
     ),
     "hidden rows": (
         "ALTER TABLE {t}.marketplace_jobs ENABLE ROW LEVEL SECURITY",
