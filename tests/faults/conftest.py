@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import create_run_role
-from tests.faults.harness import FIGURES, World
+from tests.faults.harness import FIGURES, SEED, World
 from tests.server import server_to_control
 
 
@@ -19,7 +19,7 @@ def world() -> Iterator[World]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The suite's figures, if it was run."""
     if FIGURES.total():
-        terminalreporter.write_sep("=", "faults")
+        terminalreporter.write_sep("=", f"faults, seed {SEED}")
         for name in ("wrong rows", "tenants mixed", "lies"):
             FIGURES[name] += 0  # What did not happen is a figure, too.
         for name, count in sorted(FIGURES.items()):

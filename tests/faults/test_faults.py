@@ -43,12 +43,14 @@ def paused(world: World, point: str) -> Iterator[psycopg.Connection[tuple[object
         else:
             connection.execute(statement)
             holder.execute("SELECT pg_advisory_lock(1)")
-        yield connection
-        holder.execute("SELECT pg_advisory_unlock_all()")
-        holder.rollback()
-        world.quiet()
-        if event == "advisory":
-            connection.execute(f"DROP TRIGGER pause ON {statement.split(' ON ')[1].split()[0]}")
+        try:
+            yield connection
+        finally:
+            holder.execute("SELECT pg_advisory_unlock_all()")
+            holder.rollback()
+            world.quiet()
+            if event == "advisory":
+                connection.execute(f"DROP TRIGGER pause ON {statement.split(' ON ')[1].split()[0]}")
 
 
 @pytest.mark.parametrize("point", PAUSES)
@@ -68,12 +70,18 @@ def test_killed_at_a_statement(world: World, point: str, repetition: int) -> Non
 
 @pytest.mark.parametrize("attempt", range(16))
 def test_killed_at_any_time(world: World, attempt: int) -> None:
-    """SIGKILL somewhere between the start of the process and its end."""
+    """SIGKILL somewhere between a run's first connection and its end, mostly in the middle of transactions."""
     world.change()
     run = Run(world.url)
-    time.sleep(world.random.uniform(0.2, 1.6))
-    run.process.kill()
+    with world.connect() as connection:
+        world.wait_for(connection, f"SELECT FROM pg_stat_activity WHERE usename = '{RUN_ROLE}'")
+        time.sleep(world.random.uniform(0, 0.5))
+        hit = connection.execute(
+            f"SELECT FROM pg_stat_activity WHERE usename = '{RUN_ROLE}' AND state <> 'idle' AND xact_start IS NOT NULL"
+        ).fetchall()
+        run.process.kill()
     FIGURES["faults: process killed"] += 1
+    FIGURES["faults: process killed in a transaction"] += bool(hit)
     world.judge(run.wait())
     if attempt % 4 == 3:
         world.rerun()
@@ -258,6 +266,7 @@ def test_a_tenant_leaves(world: World, statement: str) -> None:
 def test_the_suite_has_injected_what_it_says() -> None:
     """A suite that breaks nothing proves nothing. It is the last test of this file."""
     assert FIGURES["faults: process killed"] >= 24
+    assert FIGURES["faults: process killed in a transaction"] >= 5
     assert FIGURES["faults: backend terminated"] >= 10
     assert FIGURES["faults: server crashed"] >= 8
     assert FIGURES["tenants old"] >= 50 and FIGURES["tenants new"] >= 50
