@@ -105,8 +105,8 @@ def connected(engine: sa.Engine, conninfo: str, patience_s: float = 0) -> Iterat
                 given = conninfo_to_dict(conninfo)
                 server = f"{given.get('host', 'the default host')}:{given.get('port', 5432)}"
                 raise UsageError(
-                    f"Cannot connect to database {given.get('dbname', '(default)')} on {server}: {_reason(error)}. "
-                    "Check DATABASE_URL, and that the server is up."
+                    f"Cannot connect to database {given.get('dbname', '(default)')} on {server}: "
+                    f"{connection_reason(error)}. Check DATABASE_URL, and that the server is up."
                 ) from None
         with connection:
             yield connection
@@ -136,9 +136,9 @@ def pause_s(attempt: int) -> float:
     return random.uniform(0.1, 0.3) * 2.0**attempt  # noqa: S311 Only to keep sessions apart.
 
 
-def _reason(error: sa.exc.DBAPIError) -> str:
+def connection_reason(error: sa.exc.DBAPIError) -> str:
     """The server's or libpq's own words, without the advice that follows them."""
-    lines = str(error.orig).strip().splitlines()
+    lines = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
     return lines[0].removeprefix("connection failed: ").rstrip(".")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,7 +13,7 @@ import dagster as dg
 import psycopg
 import sqlalchemy as sa
 
-from pipelines.database import ATTEMPTS, connected, conninfo, create_engine, may_pass, pause_s
+from pipelines.database import ATTEMPTS, connected, connection_reason, conninfo, create_engine, may_pass, pause_s
 from pipelines.settings import UsageError
 
 # A backend keeps about 24 kB of catalog for every tenant that it has touched.
@@ -27,7 +28,7 @@ class NoConnection(UsageError):
 
     @classmethod
     def because(cls, error: sa.exc.DBAPIError) -> "NoConnection":
-        reason = (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
+        reason = connection_reason(error)
         return cls(f"There is no connection for the workers: {reason}. See to it, or lower STATS_WORKERS.")
 
 
@@ -116,9 +117,10 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
         finally:  # Also when the run is interrupted: what has not begun is not begun, what has is cancelled.
             stopped.set()
             executor.shutdown(wait=False, cancel_futures=True)
+            deadline = time.monotonic() + 5
             for driver in list(working):
                 with suppress(psycopg.Error):  # It may be gone already.
-                    driver.cancel_safe(timeout=5)
+                    driver.cancel_safe(timeout=max(0.1, deadline - time.monotonic()))
             wait(futures, timeout=10)
             for driver in list(working):  # The server does not answer.
                 with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(driver.fileno())) as connection:

@@ -1,6 +1,7 @@
 """What starts the summary: the stats that it adds up have changed."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -34,8 +35,9 @@ def build_summary_sensor(
             if day is not None and new.get(day, 0) > done.get(day, 0):
                 chain.append(day)
             elif chain:
-                # The same stats are asked for once, however often the sensor looks before the summary is there.
-                run_key = f"{chain[0]} to {chain[-1]}, {max(new[key] for key in chain)}"
+                # The same stats are asked for once a day, however often the sensor looks before the summary is there:
+                # a run that has failed is not forgotten, and not begun again all the time.
+                run_key = f"{chain[0]} to {chain[-1]}, {max(new[key] for key in chain)}, on {datetime.now(UTC):%F}"
                 yield dg.RunRequest(run_key, tags={RANGE_START: chain[0], RANGE_END: chain[-1]})
                 chain = []
 

@@ -4,5 +4,5 @@ The flow, in order, for a range of days:
 
 1. `asset`      finds the tenants and gives them to the workers in batches;
 2. `aggregate`  adds up a batch in the database, and the batches in pandas;
-3. `table`      writes the rows that differ into `marketplace_stats.marketplace_daily_summary`, and reads it.
+3. `table`      writes the rows that differ into `marketplace_stats.marketplace_daily_summary`.
 """

@@ -133,6 +133,9 @@ def _add_up(
                     schemas.extend(batch)
                 else:
                     failed[batch[0]] = explain(outcome)
+    if failed and len(failed) == sum(not tenant.skipped for tenant in tenants):
+        # Nothing is known, so nothing is written: else what is there would go.
+        raise UsageError(f"No tenant could be read in {server_and_database(connection)}. {first_reasons(failed)}.")
     return add_up(parts), failed
 
 

@@ -1,4 +1,4 @@
-"""The table of the summary: writing a frame into it, only what differs, and reading it as a frame."""
+"""The table of the summary: writing a frame into it, only what differs."""
 
 from typing import Any
 
@@ -37,12 +37,6 @@ def write(connection: sa.Connection, frame: pd.DataFrame, window: Window) -> dic
         "rows_updated": len(changed) - sum(key not in stored for key in wanted),
         "rows_deleted": len(gone),
     }
-
-
-def read(connection: sa.Connection, window: Window) -> pd.DataFrame:
-    """The summary of these days, with the columns COLUMNS, sorted by day, marketplace and action."""
-    with connection.begin():
-        return pd.DataFrame(_rows(connection, window), columns=list(COLUMNS), dtype=object)
 
 
 def _rows(connection: sa.Connection, window: Window) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from pipelines.resources import TenantDatabase
+from pipelines.settings import UsageError
 from tests import application
 from tests.integration.common import (
     DAY,
@@ -147,6 +149,22 @@ def test_a_changed_time_zone_is_refused_until_all_days_are_recomputed(connection
     zones = connection.execute("SELECT DISTINCT time_zone FROM user_2.marketplace_job_stats_days").fetchall()
     assert zones == [("Europe/Paris",)]
     assert materialize("2026-01-18", environment=paris, schedule="nightly").success
+
+
+@pytest.mark.parametrize(("schedule", "patience_s"), [(None, 0), ("nightly", 60), ("weekly", 60)])
+def test_a_scheduled_run_waits_for_the_server(
+    monkeypatch: pytest.MonkeyPatch, schedule: str | None, patience_s: float
+) -> None:
+    """A server that restarts at night costs no night; who gives a command rather knows at once."""
+    asked: list[float] = []
+
+    def connect(_: TenantDatabase, patience_s: float = 0) -> None:
+        asked.append(patience_s)
+        raise UsageError("down")
+
+    monkeypatch.setattr(TenantDatabase, "connect", connect)
+    assert failure(materialize(schedule=schedule)) == "down"
+    assert asked == [patience_s]
 
 
 def test_history_from_before_the_retention_survives_a_backfill(connection: psycopg.Connection[Any]) -> None:

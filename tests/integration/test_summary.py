@@ -4,7 +4,7 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from fractions import Fraction
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 import psycopg
 import pytest
 
+from pipelines import sensors
 from pipelines.definitions import build_defs
 from pipelines.settings import Settings
 from tests import application
@@ -174,14 +175,34 @@ def test_tenants_that_cannot_be_read_are_named(connection: psycopg.Connection[An
     assert (row["total_jobs"], row["tenants_active"]) == (1, 1)
 
 
+def test_where_nobody_can_be_read_nothing_is_changed(connection: psycopg.Connection[Any]) -> None:
+    """The rows that are there stay: that no tenant answers does not mean that there were no jobs."""
+    fill(connection, seed=4)
+    materialize(FIRST, LAST)
+    summarize()
+    before = rows(connection)
+    for tenant in TENANTS:
+        connection.execute(f"REVOKE SELECT ON {tenant}.marketplace_job_stats FROM stats")
+    assert failure(summarize()).startswith("No tenant could be read in database test_")
+    assert rows(connection) == before != {}
+
+
 def test_days_without_jobs_have_no_rows(connection: psycopg.Connection[Any]) -> None:
     """An empty database is a summary without rows, and a success."""
     assert summarize().success
     assert rows(connection) == {}
 
 
-def test_the_sensor_asks_for_what_is_newer(connection: psycopg.Connection[Any]) -> None:
-    """Days whose stats were materialized after their summary, one run for each chain, and asked for once."""
+class Tomorrow(datetime):
+    """The clock of the next day."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return datetime.now(tz) + timedelta(days=1)
+
+
+def test_the_sensor_asks_for_what_is_newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Days whose stats were materialized after their summary, one run for each chain, and asked for once a day."""
     stats, summary = dg.AssetKey(["marketplace_job_stats"]), dg.AssetKey(["marketplace_daily_summary"])
     sensor = build_defs(Settings.from_env({})).resolve_sensor_def("marketplace_daily_summary_sensor")
 
@@ -206,6 +227,11 @@ def test_the_sensor_asks_for_what_is_newer(connection: psycopg.Connection[Any]) 
         first = ask(instance)
         assert [request[:2] for request in first] == [("2026-01-03", "2026-01-05"), ("2026-01-09", "2026-01-09")]
         assert ask(instance) == first
+        with monkeypatch.context() as tomorrow:
+            tomorrow.setattr(sensors, "datetime", Tomorrow)
+            again_tomorrow = ask(instance)
+            assert [request[:2] for request in again_tomorrow] == [request[:2] for request in first]
+            assert not {request[2] for request in again_tomorrow} & {request[2] for request in first}
         materialized(instance, summary, 3, 4, 5, 9)
         assert ask(instance) == []
         materialized(instance, stats, 4)

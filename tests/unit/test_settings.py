@@ -12,7 +12,7 @@ def test_the_defaults_are_the_contract() -> None:
     """An empty environment is a valid configuration, with the defaults that others rely on."""
     settings = Settings.from_env({})
     assert (settings.start_date, settings.time_zone, settings.lookback_days) == (date(2025, 1, 1), "UTC", 3)
-    assert (settings.workers, settings.key_prefix) == (4, ())
+    assert (settings.sweep_days, settings.workers, settings.key_prefix) == (35, 4, ())
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,7 @@ def test_the_defaults_are_the_contract() -> None:
         ("STATS_TIMEZONE", "../../etc/passwd"),
         ("STATS_TIMEZONE", "Europe"),
         ("STATS_LOOKBACK_DAYS", "0"),
+        ("STATS_SWEEP_DAYS", "367"),
         ("STATS_WORKERS", "many"),
         ("STATS_WORKERS", "-1"),
         ("STATS_WORKERS", "65"),
