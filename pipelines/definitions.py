@@ -3,6 +3,7 @@
 import dagster as dg
 
 from assets.marketplace_daily_summary.asset import build_marketplace_daily_summary
+from assets.marketplace_daily_summary.table import SummaryTable
 from assets.marketplace_job_stats.asset import build_ledger, build_marketplace_job_stats
 from assets.marketplace_job_stats.checks import build_yesterday_check
 from assets.sources import build_sources
@@ -39,6 +40,11 @@ def build_defs(settings: Settings) -> dg.Definitions:
         description="Warns if yesterday is not in the ledger of every tenant.",
     )
     schedules = build_schedules(settings, partitions, stats.key, job.name, check_job.name)
+    database = TenantDatabase(
+        workers=settings.workers,
+        lock_timeout_ms=settings.lock_timeout_ms,
+        statement_timeout_ms=settings.statement_timeout_ms,
+    )
     return dg.Definitions(
         assets=[*build_sources(settings.key_prefix), stats, ledger, summary],
         asset_checks=[yesterday_check],
@@ -48,13 +54,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
             build_summary_sensor(partitions, stats.key, summary.key, summary_job.name),
             build_alert_sensor(settings),
         ],
-        resources={
-            "tenant_database": TenantDatabase(
-                workers=settings.workers,
-                lock_timeout_ms=settings.lock_timeout_ms,
-                statement_timeout_ms=settings.statement_timeout_ms,
-            )
-        },
+        resources={"tenant_database": database, "summary_table": SummaryTable(database)},
         # A tenant is never a step, so there is nothing that a process per step could run at once.
         executor=dg.in_process_executor,
     )

@@ -11,16 +11,13 @@ import pandas as pd
 import sqlalchemy as sa
 from psycopg import sql
 
+from assets.marketplace_daily_summary.table import COLUMNS, KEY
 from assets.marketplace_job_stats.aggregate import COUNTS
 from models.stats import MarketplaceJobStats
-from models.summary import MarketplaceDailySummary
 from pipelines import sketch
 from pipelines.action_types import UNKNOWN
 from pipelines.tenants import quoted
 
-KEY = ("date", "marketplace", "action_code")
-COLUMNS = tuple(column.name for column in MarketplaceDailySummary.__table__.columns if column.name != "computed_at")
-"""The columns of a summary frame: those of the table, without the time of writing."""
 MOST_FAILING = 5
 """How many tenants are named in a row."""
 

@@ -1,19 +1,57 @@
-"""The table of the summary: writing a frame into it, only what differs."""
+"""The table of the summary as Dagster's storage of its frames: only what differs is written."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import dagster as dg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from assets.marketplace_daily_summary.aggregate import COLUMNS, KEY
+from assets.marketplace_job_stats.report import explain
 from models.summary import MarketplaceDailySummary
+from pipelines.failure import RunFailure
 from pipelines.partitions import Window
+from pipelines.resources import TenantDatabase
+from pipelines.settings import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEY = ("date", "marketplace", "action_code")
+COLUMNS = tuple(column.name for column in MarketplaceDailySummary.__table__.columns if column.name != "computed_at")
+"""The columns of a summary frame: those of the table, without the time of writing."""
 
 summary = MarketplaceDailySummary.__table__
 
 
-def write(connection: sa.Connection, frame: pd.DataFrame, window: Window) -> dict[str, int]:
+class SummaryTable(dg.IOManager):
+    """A summary frame of some days goes into `marketplace_stats.marketplace_daily_summary`, and comes from there."""
+
+    def __init__(self, tenant_database: TenantDatabase) -> None:
+        self.tenant_database = tenant_database
+
+    def handle_output(self, context: dg.OutputContext, obj: "pd.DataFrame") -> None:
+        window = _window(context)
+        try:
+            with self.tenant_database.connect() as (_, connection):
+                changes = write(connection, obj, window)
+        except UsageError as error:
+            raise RunFailure(error.message) from None
+        except sa.exc.DBAPIError as error:
+            raise RunFailure(f"The summary could not be written: {explain(error)}.") from None
+        context.add_output_metadata({f"run_{name}": number for name, number in changes.items()})
+
+    def load_input(self, context: dg.InputContext) -> "pd.DataFrame":
+        with self.tenant_database.connect() as (_, connection):
+            return read(connection, _window(context))
+
+
+def _window(context: dg.OutputContext | dg.InputContext) -> Window:
+    partitions = context.asset_partitions_def
+    assert isinstance(partitions, dg.DailyPartitionsDefinition)  # noqa: S101 The summary has no others.
+    return Window.of(partitions, context.asset_partition_keys)
+
+
+def write(connection: sa.Connection, frame: "pd.DataFrame", window: Window) -> dict[str, int]:
     """Makes the table hold this frame for these days, in one durable transaction; how many rows it changed.
 
     The lock comes first, so that two runs follow each other, and readers are not disturbed.
@@ -37,6 +75,14 @@ def write(connection: sa.Connection, frame: pd.DataFrame, window: Window) -> dic
         "rows_updated": len(changed) - sum(key not in stored for key in wanted),
         "rows_deleted": len(gone),
     }
+
+
+def read(connection: sa.Connection, window: Window) -> "pd.DataFrame":
+    """The summary of these days, with the columns COLUMNS, sorted by day, marketplace and action."""
+    import pandas as pd  # It takes a second: not for every import.
+
+    with connection.begin():
+        return pd.DataFrame(_rows(connection, window), columns=list(COLUMNS), dtype=object)
 
 
 def _rows(connection: sa.Connection, window: Window) -> list[dict[str, Any]]:

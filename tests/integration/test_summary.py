@@ -126,6 +126,18 @@ def test_every_number_equals_the_reference(connection: psycopg.Connection[Any]) 
         else:
             assert [row[f"{name}_duration_ms"] for name in ("avg", "p50", "p95")] == [None] * 3
 
+    # The frame is the asset's output, and its storage is the table.
+    output = result.asset_value("marketplace_daily_summary")
+    assert len(output) == len(found)
+    with dg.instance_for_test() as instance:
+        definitions = build_defs(Settings.from_env({}))
+        loaded = definitions.load_asset_value("marketplace_daily_summary", partition_key=DAY, instance=instance)
+    assert loaded.equals(output[output["date"] == NOON.date()].reset_index(drop=True))
+    assert all(
+        found[row["date"], row["marketplace"], row["action_code"]].items() >= row.items()
+        for row in output.to_dict("records")
+    )
+
     reported = metadata(result)
     assert {day: values["jobs"] for day, values in reported.items()} == {
         str(day.date): sum(n["total_jobs"] for key, n in sums.items() if key[0] == day.date) for day in days
