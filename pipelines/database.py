@@ -118,6 +118,14 @@ ATTEMPTS = 4
 """How often a tenant is tried before it counts as failed."""
 
 
+def require_table(connection: sa.Connection, table: sa.Table) -> None:
+    """Raises UsageError if this table, with its schema, is not there. Within a transaction of the caller."""
+    if not connection.scalar(sa.text("SELECT to_regclass(:name)"), {"name": table.fullname}):
+        raise UsageError(
+            f"{table.fullname} is missing in {server_and_database(connection)}: run `alembic upgrade head`."
+        )
+
+
 def may_pass(error: Exception) -> bool:
     """Whether the same statements may succeed a moment later: locks, deadlocks, and a server that restarts."""
     if not isinstance(error, sa.exc.DBAPIError):

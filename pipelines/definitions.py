@@ -6,13 +6,14 @@ from assets.marketplace_daily_summary.asset import build_marketplace_daily_summa
 from assets.marketplace_daily_summary.table import SummaryTable
 from assets.marketplace_job_stats.asset import build_ledger, build_marketplace_job_stats
 from assets.marketplace_job_stats.checks import build_yesterday_check
+from assets.marketplace_report.asset import build_marketplace_report
 from assets.sources import build_sources
 from pipelines.alerts import build_alert_sensor
 from pipelines.migration import build_migration_schedule, migrate_tenants_job
 from pipelines.partitions import day_partitions
 from pipelines.resources import TenantDatabase
 from pipelines.schedules import build_schedules
-from pipelines.sensors import build_summary_sensor
+from pipelines.sensors import build_report_sensor, build_summary_sensor
 from pipelines.settings import Settings
 
 
@@ -34,6 +35,12 @@ def build_defs(settings: Settings) -> dg.Definitions:
         selection=[summary],
         description="Adds up the stats of all tenants, for a range of days. Its sensor starts it.",
     )
+    report = build_marketplace_report(partitions, summary.key, settings.report_dir, settings.key_prefix)
+    report_job = dg.define_asset_job(
+        "marketplace_report_job",
+        selection=[report],
+        description="Makes the report page. Its sensor starts it.",
+    )
     check_job = dg.define_asset_job(
         "yesterday_is_there_job",
         selection=dg.AssetSelection.checks(yesterday_check),
@@ -46,12 +53,13 @@ def build_defs(settings: Settings) -> dg.Definitions:
         statement_timeout_ms=settings.statement_timeout_ms,
     )
     return dg.Definitions(
-        assets=[*build_sources(settings.key_prefix), stats, ledger, summary],
+        assets=[*build_sources(settings.key_prefix), stats, ledger, summary, report],
         asset_checks=[yesterday_check],
-        jobs=[job, summary_job, check_job, migrate_tenants_job],
+        jobs=[job, summary_job, report_job, check_job, migrate_tenants_job],
         schedules=[*schedules, build_migration_schedule(settings)],
         sensors=[
             build_summary_sensor(partitions, stats.key, summary.key, summary_job.name),
+            build_report_sensor(summary.key, report_job.name),
             build_alert_sensor(settings),
         ],
         resources={"tenant_database": database, "summary_table": SummaryTable(database)},

@@ -1,4 +1,4 @@
-"""What starts the summary: the stats that it adds up have changed."""
+"""What starts the summary and the report: what they are made from has changed."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -7,11 +7,18 @@ import dagster as dg
 
 from pipelines.schedules import RANGE_END, RANGE_START
 
-DESCRIPTION = """
+SUMMARY_DESCRIPTION = """
 Requests the summary of every day whose stats were materialized later than the summary itself, as one run for each
 unbroken chain of days: after each nightly and weekly run and each backfill, also if single tenants have failed in it.
 
 *When it is off*, materialize the summary by hand.
+"""
+
+
+REPORT_DESCRIPTION = """
+Requests the report after each run of the summary.
+
+*When it is off*, materialize the report by hand.
 """
 
 
@@ -24,7 +31,7 @@ def build_summary_sensor(
         name="marketplace_daily_summary_sensor",
         job_name=job_name,
         minimum_interval_seconds=30,
-        description=DESCRIPTION,
+        description=SUMMARY_DESCRIPTION,
     )
     def marketplace_daily_summary_sensor(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest]:
         kind = dg.DagsterEventType.ASSET_MATERIALIZATION
@@ -42,3 +49,19 @@ def build_summary_sensor(
                 chain = []
 
     return marketplace_daily_summary_sensor
+
+
+def build_report_sensor(summary: dg.AssetKey, job_name: str) -> dg.SensorDefinition:
+    """Looks at the last materialization of the summary, so that a run over many days makes one report."""
+
+    @dg.asset_sensor(
+        summary,
+        name="marketplace_report_sensor",
+        job_name=job_name,
+        minimum_interval_seconds=30,
+        description=REPORT_DESCRIPTION,
+    )
+    def marketplace_report_sensor(_: dg.SensorEvaluationContext, event: dg.EventLogEntry) -> dg.RunRequest:
+        return dg.RunRequest(run_key=event.run_id)
+
+    return marketplace_report_sensor

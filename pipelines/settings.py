@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import click
@@ -34,6 +35,7 @@ class Settings:
     lock_timeout_ms: int
     statement_timeout_ms: int
     key_prefix: tuple[str, ...]
+    report_dir: Path
     has_alerts: bool
 
     @classmethod
@@ -47,6 +49,7 @@ class Settings:
             lock_timeout_ms=_whole_number(env, "STATS_LOCK_TIMEOUT_MS", 10_000, 1, 3_600_000),
             statement_timeout_ms=_whole_number(env, "STATS_STATEMENT_TIMEOUT_MS", 1_800_000, 1, 86_400_000),
             key_prefix=_key_prefix(env, "STATS_KEY_PREFIX"),
+            report_dir=_folder(env, "STATS_REPORT_DIR", Path(__file__).parents[1] / ".local" / "report"),
             has_alerts=alert_webhook_url(env) is not None,
         )
 
@@ -93,6 +96,14 @@ def _time_zone(env: Mapping[str, str], name: str, default: str) -> str:
     if not known:
         raise UsageError(f"{name}={text!r} is not a time zone: give a name such as UTC or Europe/Paris.")
     return text
+
+
+def _folder(env: Mapping[str, str], name: str, default: Path) -> Path:
+    path = Path(env.get(name, "").strip() or default)
+    if not path.is_absolute():
+        # The processes of Dagster work in different folders.
+        raise UsageError(f"{name}={str(path)!r} is not allowed: give the whole path of a folder, from / on.")
+    return path
 
 
 def _key_prefix(env: Mapping[str, str], name: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from models import MARKETPLACES
 from models.stats import MarketplaceJobStats
 from models.summary import MarketplaceDailySummary
 from pipelines.action_types import UNKNOWN, action_types
-from pipelines.database import connected, conninfo, create_engine, server_and_database
+from pipelines.database import connected, conninfo, create_engine, require_table
 from pipelines.partitions import day_partitions
 from pipelines.settings import Settings, UsageError
 from pipelines.tenants import choose_tenants, on_tenant
@@ -74,10 +74,7 @@ def get_stats(days: int = 7, marketplace: str | None = None, tenant: str | None 
 
 def _of_all(connection: sa.Connection, keys: Sequence[str], marketplace: str | None) -> list[dict[str, Any]]:
     with connection.begin():
-        if not connection.scalar(sa.text("SELECT to_regclass(:name)"), {"name": _summary.fullname}):
-            raise UsageError(
-                f"{_summary.fullname} is missing in {server_and_database(connection)}: run `alembic upgrade head`."
-            )
+        require_table(connection, _summary)
         query = sa.select(*(_summary.c[name] for name in COLUMNS))
         return _read(connection, query, _summary, keys, marketplace)
 

@@ -8,6 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from assets.marketplace_job_stats.report import explain
 from models.summary import MarketplaceDailySummary
+from pipelines.database import require_table
 from pipelines.failure import RunFailure
 from pipelines.partitions import Window
 from pipelines.resources import TenantDatabase
@@ -59,6 +60,7 @@ def write(connection: sa.Connection, frame: "pd.DataFrame", window: Window) -> d
     records: list[dict[Any, Any]] = frame.to_dict("records")
     wanted = {tuple(row[name] for name in KEY): row for row in records}
     with connection.begin():
+        require_table(connection, summary)
         connection.execute(sa.text("SET LOCAL synchronous_commit = on"))
         connection.execute(sa.text(f"LOCK TABLE {summary.fullname} IN SHARE ROW EXCLUSIVE MODE"))
         stored = {tuple(row[name] for name in KEY): row for row in _rows(connection, window)}
@@ -82,6 +84,7 @@ def read(connection: sa.Connection, window: Window) -> "pd.DataFrame":
     import pandas as pd  # It takes a second: not for every import.
 
     with connection.begin():
+        require_table(connection, summary)
         return pd.DataFrame(_rows(connection, window), columns=list(COLUMNS), dtype=object)
 
 

@@ -11,7 +11,7 @@ import psycopg
 from pipelines.database import conninfo
 from pipelines.demo import data, tables
 from pipelines.local import ROOT
-from pipelines.settings import UsageError
+from pipelines.settings import Settings, UsageError
 
 COMPARED = "user_7"
 """The tenant whose old counters are compared with what the batch computes."""
@@ -36,16 +36,19 @@ def main(once: bool) -> None:
 
     first, last = today - timedelta(days=data.DAY_COUNT), today - timedelta(days=1)
     click.echo(f"\nComputing {first} to {last}")
-    for asset in ("marketplace_job_stats", "marketplace_daily_summary"):
-        _run(
-            *("dagster", "asset", "materialize", "-m", "pipelines.definitions"),
-            *("--select", asset, "--partition-range", f"{first}...{last}"),
-        )
+    days = ("--partition-range", f"{first}...{last}")
+    for asset, *options in (
+        ("marketplace_job_stats", *days),
+        ("marketplace_daily_summary", *days),
+        ("marketplace_report",),
+    ):
+        _run("dagster", "asset", "materialize", "-m", "pipelines.definitions", "--select", asset, *options)
 
     with _connect() as connection:
         tables.print_drift(connection, COMPARED, old)
         tables.print_last_week(connection, list(data.TENANTS), today)
     click.echo("Look around in Dagit with `make dev`. `make stop` stops the embedded server.")
+    click.echo(f"The report, for any browser: {Settings.from_env({}).report_dir / 'marketplace_report.html'}")
 
 
 def _connect() -> psycopg.Connection[tuple[object, ...]]:

@@ -131,7 +131,7 @@ def test_every_number_equals_the_reference(connection: psycopg.Connection[Any]) 
     assert len(output) == len(found)
     with dg.instance_for_test() as instance:
         definitions = build_defs(Settings.from_env({}))
-        loaded = definitions.load_asset_value("marketplace_daily_summary", partition_key=DAY, instance=instance)
+        loaded: Any = definitions.load_asset_value("marketplace_daily_summary", partition_key=DAY, instance=instance)
     assert loaded.equals(output[output["date"] == NOON.date()].reset_index(drop=True))
     assert all(
         found[row["date"], row["marketplace"], row["action_code"]].items() >= row.items()

@@ -1,0 +1,233 @@
+"""From rows of the summary to the numbers of the report. No I/O and no clock.
+
+All take a summary frame (`marketplace_daily_summary.table.COLUMNS`), and put rows together by adding up their sums and
+merging their sketches: a mean of means or of percentiles would be no mean and no percentile.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, timedelta
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from models import MARKETPLACES
+from pipelines import sketch
+
+SUMS = (
+    "total_jobs",
+    "success_count",
+    "failure_count",
+    "cancelled_count",
+    "expired_count",
+    "retry_count",
+    "duration_count",
+    "duration_sum_ms",
+    "total_tasks",
+    "task_failure_count",
+)
+MEASURES = (*SUMS, "success_rate", "avg_duration_ms", *sketch.PERCENTILES)
+"""What is known of any set of rows: sums; `success_rate` from 0 to 1, mean and percentiles in milliseconds, or None."""
+
+WEEK = 7
+MOST_ACTIONS = 10
+"""How many actions have a bar of their own; the others share one."""
+OTHERS = "others"
+
+# What stands out: a change that is larger than chance would make it, by so many standard errors, and that matters.
+STANDARD_ERRORS = 3
+LEAST_JOBS = 30
+LEAST_POINTS = 0.01
+LEAST_RATIO = 1.25
+MOST_REMARKS = 10
+
+
+def totals(rows: pd.DataFrame) -> dict[str, Any]:
+    """The MEASURES of these rows together."""
+    sums = {name: int(rows[name].sum()) for name in SUMS}
+    jobs, durations = sums["total_jobs"], sums["duration_count"]
+    buckets = sketch.merge(rows)
+    return {
+        **sums,
+        "success_rate": sums["success_count"] / jobs if jobs else None,
+        "avg_duration_ms": (2 * sums["duration_sum_ms"] + durations) // (2 * durations) if durations else None,
+        **{name: sketch.percentile(buckets, *q) for name, q in sketch.PERCENTILES.items()},
+    }
+
+
+def last_days(last: date, count: int) -> list[date]:
+    """So many days up to this one, in order."""
+    return [last - timedelta(days=ago) for ago in reversed(range(count))]
+
+
+def of_days(frame: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
+    """The rows of these days."""
+    return frame[frame["date"].isin(list(days))]
+
+
+def daily(frame: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
+    """One row for each day and marketplace, also where nothing ran: `date`, `marketplace`, and the MEASURES."""
+    groups = dict(list(of_days(frame, days).groupby(["date", "marketplace"])))
+    nothing = frame.iloc[:0]
+    rows = [
+        {"date": day, "marketplace": marketplace, **totals(groups.get((day, marketplace), nothing))}
+        for day in days
+        for marketplace in MARKETPLACES
+    ]
+    return pd.DataFrame(rows, columns=["date", "marketplace", *MEASURES], dtype=object)
+
+
+def failures_by_action(frame: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
+    """Failed jobs: one row for each action that failed, the most first, and a column for each marketplace.
+
+    After MOST_ACTIONS rows the rest is added up as OTHERS.
+    """
+    failed = of_days(frame, days)
+    sums = failed.groupby(["action_code", "marketplace"])["failure_count"].sum().unstack(fill_value=0)
+    sums = sums.reindex(columns=list(MARKETPLACES), fill_value=0).astype(int)
+    sums = sums.loc[sums.sum(axis=1).sort_values(ascending=False, kind="stable").index]
+    sums = sums[sums.sum(axis=1) > 0]
+    if len(sums) > MOST_ACTIONS:
+        others = sums.iloc[MOST_ACTIONS:].sum().to_frame(OTHERS).T
+        sums = pd.concat([sums.iloc[:MOST_ACTIONS], others])
+    return sums.rename_axis(index="action", columns=None)
+
+
+class Weeks(NamedTuple):
+    """The MEASURES of the last seven closed days and of the seven before, for one marketplace and action."""
+
+    marketplace: str  # Or "all".
+    action: str  # Or "all".
+    now: Mapping[str, Any]
+    before: Mapping[str, Any]
+    # The buckets of the durations, from which the uncertainty of a percentile is known.
+    durations_now: Mapping[int, int]
+    durations_before: Mapping[int, int]
+
+
+def compare_weeks(frame: pd.DataFrame, last: date) -> list[Weeks]:
+    """This week against the one before: over all, for each marketplace, and for each of its actions."""
+    days = last_days(last, 2 * WEEK)
+    frame = of_days(frame, days)
+    is_now = frame["date"].isin(days[WEEK:])
+
+    def weeks(marketplace: str, action: str, chosen: pd.Series) -> Weeks:
+        now, before = frame[chosen & is_now], frame[chosen & ~is_now]
+        return Weeks(marketplace, action, totals(now), totals(before), sketch.merge(now), sketch.merge(before))
+
+    compared = [weeks("all", "all", frame["date"].notna())]
+    for marketplace in MARKETPLACES:
+        of_marketplace = frame["marketplace"] == marketplace
+        compared.append(weeks(marketplace, "all", of_marketplace))
+        compared += [
+            weeks(marketplace, action, of_marketplace & (frame["action_code"] == action))
+            for action in sorted(set(frame.loc[of_marketplace, "action_code"]))
+        ]
+    return compared
+
+
+class Remark(NamedTuple):
+    """A change that stands out."""
+
+    marketplace: str
+    action: str
+    is_volume: bool
+    is_bad: bool
+    jobs: int
+    sentence: str
+
+
+def remarks(frame: pd.DataFrame, last: date) -> list[str]:
+    """What stands out in this week against the one before, each as a sentence with its numbers; bad news first."""
+    before, week = last_days(last, 2 * WEEK)[:WEEK], last_days(last, WEEK)
+    ended = frame["total_jobs"] + frame["cancelled_count"] + frame["expired_count"]
+    days = set(frame.loc[ended > 0, "date"])
+    sentences = []
+    missing = [str(day) for day in week if day not in days]
+    if len(missing) == WEEK:
+        sentences.append("No job ended in the last seven days.")
+    elif missing:
+        sentences.append(f"No job ended on {' and '.join(filter(None, [', '.join(missing[:-1]), missing[-1]]))}.")
+    if not days.intersection(before):
+        return [*sentences, "There are no jobs in the week before to compare with."]
+    found: list[Remark] = []
+    for weeks in compare_weeks(frame, last)[1:]:
+        # That a whole marketplace has more jobs, or fewer, is not said again of its actions.
+        whole = [(remark.marketplace, remark.is_bad) for remark in found if remark.is_volume and remark.action == "all"]
+        found += [
+            remark
+            for remark in _remarks(weeks)
+            if not (remark.is_volume and (remark.marketplace, remark.is_bad) in whole)
+        ]
+    found.sort(key=lambda remark: (not remark.is_bad, -remark.jobs))
+    sentences += [remark.sentence for remark in found[:MOST_REMARKS]]
+    if len(found) > MOST_REMARKS:
+        sentences.append(f"And {len(found) - MOST_REMARKS} more: see the table.")
+    return sentences or ["Nothing stands out: what has changed is small, or may be chance."]
+
+
+def _remarks(weeks: Weeks) -> Iterator[Remark]:
+    now, before = weeks.now, weeks.before
+    jobs, jobs_before = now["total_jobs"], before["total_jobs"]
+    if max(jobs, jobs_before) < LEAST_JOBS:
+        return
+    of = (weeks.marketplace, weeks.action)
+    who = weeks.marketplace if weeks.action == "all" else f"{weeks.marketplace}, {weeks.action}"
+
+    # Jobs come by chance, as in a Poisson process: their number has its own square root as standard error.
+    is_large = not 1 / LEAST_RATIO < jobs / max(jobs_before, 0.5) < LEAST_RATIO
+    if is_large and abs(jobs - jobs_before) > STANDARD_ERRORS * math.sqrt(jobs + jobs_before):
+        sentence = f"{who}: {jobs:,} jobs, {jobs_before:,} the week before{_change(jobs, jobs_before)}."
+        yield Remark(*of, True, jobs < jobs_before, jobs, sentence)
+    if min(jobs, jobs_before) < LEAST_JOBS:
+        return
+
+    # The test of two proportions.
+    points = now["success_rate"] - before["success_rate"]
+    pooled = (now["success_count"] + before["success_count"]) / (jobs + jobs_before)
+    error = math.sqrt(pooled * (1 - pooled) * (1 / jobs + 1 / jobs_before))
+    if abs(points) >= LEAST_POINTS and abs(points) > STANDARD_ERRORS * error:
+        sentence = (
+            f"{who}: {now['success_rate']:.1%} of the jobs succeeded ({now['failure_count']:,} of {jobs:,} failed), "
+            f"{before['success_rate']:.1%} the week before ({before['failure_count']:,} of {jobs_before:,})."
+        )
+        yield Remark(*of, False, points < 0, jobs, sentence)
+
+    slow, slow_before = now["p95_duration_ms"], before["p95_duration_ms"]
+    low, high = _bounds(weeks.durations_now)
+    low_before, high_before = _bounds(weeks.durations_before)
+    is_apart = low > high_before or high < low_before
+    if is_apart and slow_before and not 1 / LEAST_RATIO < slow / slow_before < LEAST_RATIO:
+        sentence = (
+            f"{who}: one job in twenty took longer than {duration(slow)}, {duration(slow_before)} the week before"
+            f"{_change(slow, slow_before)}."
+        )
+        yield Remark(*of, False, slow > slow_before, jobs, sentence)
+
+
+def _bounds(durations: Mapping[int, int]) -> tuple[float, float]:
+    """Between which values the 95th percentile lies but for chance: those whose ranks are so many errors away from it.
+
+    A percentile's rank is distributed as a binomial one, whatever the durations are. Infinite where it is not known.
+    """
+    count = sum(durations.values())
+    numerator, denominator = sketch.PERCENTILES["p95_duration_ms"]
+    rank = count * numerator / denominator
+    error = STANDARD_ERRORS * math.sqrt(count * numerator * (denominator - numerator)) / denominator
+    bounds = [
+        sketch.percentile(durations, math.ceil(bound), count) if 0 < bound <= count else None
+        for bound in (rank - error, rank + error)
+    ]
+    return (-math.inf if bounds[0] is None else bounds[0], math.inf if bounds[1] is None else bounds[1])
+
+
+def _change(now: float, before: float) -> str:
+    return f" ({now / before - 1:+.0%})" if before else ""
+
+
+def duration(ms: float) -> str:
+    """A duration for people: `850 ms`, `12.4 s`, `3.5 min`, `2.0 h`."""
+    for unit, size in (("h", 3_600_000), ("min", 60_000), ("s", 1000)):
+        if ms >= size:
+            return f"{ms / size:.1f} {unit}"
+    return f"{ms:.0f} ms"
