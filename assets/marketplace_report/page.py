@@ -22,6 +22,9 @@ PERIODS = (30, 90)
 """The periods that are drawn, in days; the last one is as much as the report reads."""
 
 
+NOTHING = "\N{EN DASH}"
+
+
 def render(frame: pd.DataFrame, last: date, *, time_zone: str, database: str, made_at: datetime) -> str:
     """The page as HTML: `frame` is the summary of the days up to `last`, PERIODS[-1] of them."""
     environment = jinja2.Environment(
@@ -65,9 +68,9 @@ def has_jobs(row: dict[Any, Any]) -> bool:
 
 def number(value: float | None) -> str:
     """`12,345`; a dash for nothing."""
-    return "–" if value is None else f"{value:,.0f}"  # noqa: RUF001 A dash.
+    return NOTHING if value is None else f"{value:,.0f}"
 
 
 def percent(value: float | None) -> str:
     """`97.3 %`; a dash for nothing."""
-    return "–" if value is None else f"{100 * value:.1f} %"  # noqa: RUF001 A dash.
+    return NOTHING if value is None else f"{100 * value:.1f} %"

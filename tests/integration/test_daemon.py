@@ -13,7 +13,6 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
 
 import dagster as dg
 import psycopg
@@ -22,7 +21,7 @@ from dagster._core.scheduler.instigation import InstigatorState, ScheduleInstiga
 
 from pipelines.schedules import RANGE_END, RANGE_START
 from tests.conftest import ROOT, create_database, run, run_url
-from tests.integration.common import TENANTS
+from tests.integration.common import TENANTS, calm_time
 from tests.integration.test_alerts import Handler, Received, Receiver
 from tests.integration.test_command_line import MATERIALIZE
 
@@ -109,9 +108,7 @@ def outcome(server: str, migrated_template: str, tmp_path_factory: pytest.TempPa
     database = create_database(server, "daemon", migrated_template)
     home, output = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("daemon") / "output"
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\nnux: {enabled: false}\n")
-    # Reporting zones, neither UTC nor the server's: in one of them no schedule ticks now or soon.
-    clocks = (datetime.now(ZoneInfo(zone)) for zone in ("America/Bogota", "Asia/Tokyo"))
-    now = next(clock for clock in clocks if 7 <= clock.hour < 22)
+    now = calm_time()
     today, last_looked = now.date(), now.replace(hour=1) - timedelta(MISSED_DAYS)
     first, last_run = (today - timedelta(days) for days in (JOB_DAYS, MISSED_DAYS + 1))
     with (
