@@ -41,6 +41,8 @@ def build_sources(key_prefix: tuple[str, ...] = ()) -> list[dg.AssetSpec]:
             description=description,
             group_name="application",
             kinds={"postgres"},
+            owners=["team:application"],
+            tags={"scope": "all-tenants" if model is MarketplaceActionType else "tenant"},
             metadata={
                 "dagster/table_name": model.__tablename__,
                 "dagster/column_schema": column_schema(model.__table__),

@@ -1,5 +1,7 @@
 """Start here: everything that Dagster loads, put together by `build_defs`."""
 
+import warnings
+
 import dagster as dg
 
 from assets.marketplace_daily_summary.asset import build_marketplace_daily_summary
@@ -16,6 +18,9 @@ from pipelines.schedules import build_schedules
 from pipelines.sensors import build_report_sensor, build_summary_sensor
 from pipelines.settings import Settings
 
+# Dagster calls code references beta. Without them, only the links to the code would be missing.
+warnings.filterwarnings("ignore", message=".*CodeReference|.*code_references", category=dg.BetaWarning)
+
 
 def build_defs(settings: Settings) -> dg.Definitions:
     """The definitions for one database; the same for production and for tests. Connects to nothing."""
@@ -26,25 +31,32 @@ def build_defs(settings: Settings) -> dg.Definitions:
     job = dg.define_asset_job(
         "marketplace_job_stats_job",
         selection=[stats],
-        description="Computes `marketplace_job_stats` for a range of days. For a backfill use the asset's page: "
-        "it does a whole range in one run, a job's backfill takes a run for each day.",
+        description="Computes `marketplace_job_stats` for a range of days; its two schedules start it, at night and on "
+        "Sundays. For a backfill use the asset's page: it does a whole range in one run, a job's backfill takes a run "
+        "for each day.\n\n*When it is red*, the error names the tenants that were not computed, and what to do; the "
+        "others are done. Then start it again.",
     )
     summary = build_marketplace_daily_summary(partitions, settings.key_prefix)
     summary_job = dg.define_asset_job(
         "marketplace_daily_summary_job",
         selection=[summary],
-        description="Adds up the stats of all tenants, for a range of days. Its sensor starts it.",
+        description="Adds up the stats of all tenants, for a range of days. Its sensor starts it, after the stats have "
+        "changed.\n\n*When it is red*, the error names the tenants that are missing in the sums. Mend what it says; "
+        "the sensor starts it again the next day, or start it by hand.",
     )
     report = build_marketplace_report(partitions, summary.key, settings.report_dir, settings.key_prefix)
     report_job = dg.define_asset_job(
         "marketplace_report_job",
         selection=[report],
-        description="Makes the report page. Its sensor starts it.",
+        description="Makes the report page. Its sensor starts it, after each run of the summary.\n\n*When it is red*, "
+        "the page from before is still there. Mend what the error says, and start it again.",
     )
     check_job = dg.define_asset_job(
         "yesterday_is_there_job",
         selection=dg.AssetSelection.checks(yesterday_check),
-        description="Warns if yesterday is not in the ledger of every tenant.",
+        description="Warns if yesterday is not in the ledger of every tenant. Its schedule starts it in the morning."
+        "\n\n*When it is red*, the check could not be made, for the reason that the error says. If only the check is "
+        "red, it tells what to do.",
     )
     schedules = build_schedules(settings, partitions, stats.key, job.name, check_job.name)
     database = TenantDatabase(
@@ -53,7 +65,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
         statement_timeout_ms=settings.statement_timeout_ms,
     )
     return dg.Definitions(
-        assets=[*build_sources(settings.key_prefix), stats, ledger, summary, report],
+        assets=[*build_sources(settings.key_prefix), ledger, *dg.with_source_code_references([stats, summary, report])],
         asset_checks=[yesterday_check],
         jobs=[job, summary_job, report_job, check_job, migrate_tenants_job],
         schedules=[*schedules, build_migration_schedule(settings)],

@@ -25,6 +25,8 @@ nightly runs look back. `run_days_changed` and `run_tenants_changed` say how man
 """
 _CHECK = """
 At 06:00 in {time_zone}: is yesterday in the ledger of every tenant? It warns also if no run has been started at all.
+
+*When a tick was missed*, nobody was warned: start `yesterday_is_there_job` by hand.
 """
 
 

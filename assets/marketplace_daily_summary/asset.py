@@ -52,6 +52,7 @@ def build_marketplace_daily_summary(
         group_name="marketplace_stats",
         kinds={"postgres", "pandas"},
         owners=["team:data"],
+        tags={"scope": "all-tenants"},
         metadata={
             "dagster/column_schema": column_schema(MarketplaceDailySummary.__table__),
             "dagster/column_lineage": column_lineage(lineage.SUMMARY, key_prefix),

@@ -50,10 +50,11 @@ written. So it can be materialized again at any time, in any order, for any rang
 
 - **Materialized** means that the day was run for every tenant. Which tenants were skipped or failed stands in the
   metadata; what was computed for which tenant and day, in its table `marketplace_job_stats_days`.
-- **A failed run** has computed every tenant but those that it names. Mend what it says, and materialize the days again.
-  With `only_missing: true`, a run computes only days that were never computed for a tenant.
 - **Held back**: the application has deleted old jobs or tasks of that day, so a stored number would fall. The stored
   rows are kept. To have the smaller numbers all the same, run the days with `allow_shrink: true`.
+
+*When it is red*, every tenant is computed but those that the error names. Mend what it says, and materialize the days
+again. With `only_missing: true`, a run computes only days that were never computed for a tenant.
 """
 
 LEDGER_DESCRIPTION = """
@@ -96,6 +97,7 @@ def build_marketplace_job_stats(
                 group_name="marketplace_stats",
                 kinds={"postgres", "sqlalchemy"},
                 owners=["team:data"],
+                tags={"scope": "tenant"},
                 metadata={
                     "dagster/column_schema": column_schema(MarketplaceJobStats.__table__),
                     "dagster/column_lineage": column_lineage(lineage.STATS, key_prefix),
@@ -153,6 +155,7 @@ def build_ledger(key_prefix: tuple[str, ...] = ()) -> dg.AssetSpec:
         group_name="marketplace_stats",
         kinds={"postgres"},
         owners=["team:data"],
+        tags={"scope": "tenant"},
         metadata={"dagster/table_name": table.name, "dagster/column_schema": column_schema(table)},
     )
 

@@ -42,6 +42,7 @@ def build_marketplace_report(
         group_name="marketplace_stats",
         kinds={"matplotlib", "html"},
         owners=["team:data"],
+        tags={"scope": "all-tenants"},
     )
     def marketplace_report(
         context: dg.AssetExecutionContext, tenant_database: TenantDatabase

@@ -194,7 +194,7 @@ def test_the_pictures_show_the_numbers() -> None:
         "sync": (1, 5, 0),
         "publish": (4, 2, 0),
     }
-    starts = [bar.get_x() for bar in figure.axes[3].containers[1]]  # type: ignore[attr-defined]
+    starts = [bar.get_x() for bar in figure.axes[3].containers[1]]
     assert dict(zip(labels, starts, strict=True)) == {"sync": 1, "publish": 4}
     low, high = figure.axes[1].get_ylim()
     assert low <= 0 and high >= 1
