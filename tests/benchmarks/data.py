@@ -20,8 +20,8 @@ FIRST = LAST - timedelta(days=DAYS - 1)
 BEFORE = 20
 """How many days before it the jobs begin, so that all its days are covered."""
 
-# Indexes are made after the rows, which is faster. SCHEMA, SEED, JOBS, BEGIN and DAYS are put in; they are numbers, dates
-# and names of this module.
+# Indexes are made after the rows, which is faster. SCHEMA, SEED, JOBS, BEGIN and DAYS are put in: numbers, dates and
+# names of this module.
 _TENANT = """
     CREATE SCHEMA SCHEMA;
     CREATE TABLE SCHEMA.marketplace_jobs (LIKE template_tenant.marketplace_jobs INCLUDING DEFAULTS);
