@@ -3,7 +3,6 @@
 The URL comes from the environment when a connection is made, and is held by no object that Dagster shows or stores.
 """
 
-import os
 import random
 import re
 import time
@@ -16,7 +15,7 @@ import sqlalchemy as sa
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pipelines import local
-from pipelines.settings import UsageError
+from pipelines.settings import UsageError, database_url
 
 APPLICATION_NAME = "marketplace_job_stats"
 
@@ -33,13 +32,9 @@ _TIMEOUTS = {
 def conninfo(*variables: str) -> str:
     """What libpq connects to: the first of these variables and `DATABASE_URL` that is set, else the embedded server.
 
-    Raises UsageError if it is not a URL of PostgreSQL. The message never repeats the value: it may hold a password.
+    Raises UsageError if it is empty, or not a URL of PostgreSQL. The message never repeats it: it may hold a password.
     """
-    for variable in (*variables, "DATABASE_URL"):
-        if url := os.environ.get(variable, "").strip():
-            break
-    else:
-        url = local.start()
+    variable, url = database_url(*variables) or ("", local.start())
     try:
         match = re.fullmatch(r"postgres(?:ql)?(?:\+psycopg)?(://.*)", url)
         given = conninfo_to_dict("postgresql" + match[1]) if match else {}

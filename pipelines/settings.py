@@ -1,8 +1,8 @@
 """The configuration, read from the environment once and checked: every wrong value is refused with what is allowed.
 
-What belongs here: names, defaults and limits of the environment variables. The two that may hold a secret are read
-where they are used, so that no object that Dagster may show ever holds them: `DATABASE_URL` (`pipelines.database`) and
-`ALERT_WEBHOOK_URL` (`pipelines.alerts`).
+What belongs here: names, defaults and limits of the environment variables. Those that may hold a secret are
+read where they are used, so that no object that Dagster may show ever holds them: `DATABASE_URL`,
+`MIGRATION_DATABASE_URL` (`pipelines.database`) and `ALERT_WEBHOOK_URL` (`pipelines.alerts`).
 """
 
 import os
@@ -40,6 +40,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings":
+        database_url(env=env)  # Only looked at: what is loaded without a database is told before the night.
         return cls(
             start_date=_date(env, "STATS_START_DATE", "2025-01-01"),
             time_zone=_time_zone(env, "STATS_TIMEZONE", "UTC"),
@@ -52,6 +53,20 @@ class Settings:
             report_dir=_folder(env, "STATS_REPORT_DIR", Path(__file__).parents[1] / ".local" / "report"),
             has_alerts=alert_webhook_url(env) is not None,
         )
+
+
+def database_url(*variables: str, env: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
+    """The first of these variables and `DATABASE_URL` that is set, with its value; None for the embedded server.
+
+    Raises UsageError if `DATABASE_URL` is there but empty. So a service sets it empty before it reads its own file, and
+    a line that was forgotten there never starts the embedded server.
+    """
+    if not env.get("DATABASE_URL", "unset").strip():
+        raise UsageError("DATABASE_URL is empty: set it to postgresql://..., or unset it to use the embedded server.")
+    for variable in (*variables, "DATABASE_URL"):
+        if url := env.get(variable, "").strip():
+            return variable, url
+    return None
 
 
 def alert_webhook_url(env: Mapping[str, str] = os.environ) -> str | None:

@@ -4,6 +4,7 @@ from datetime import date
 
 import pytest
 
+from pipelines import local
 from pipelines.database import conninfo
 from pipelines.settings import Settings, UsageError
 
@@ -94,3 +95,25 @@ def test_the_migration_has_a_role_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MIGRATION_DATABASE_URL", "postgresql://owner@h/shop")
     assert "owner" in conninfo("MIGRATION_DATABASE_URL")
     assert "runner" in conninfo()
+
+
+@pytest.mark.parametrize("variables", [(), ("MIGRATION_DATABASE_URL",)])
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_url_is_refused(monkeypatch: pytest.MonkeyPatch, empty: str, variables: tuple[str, ...]) -> None:
+    """Set but empty is a line that was forgotten: no embedded server is started, and nothing is loaded."""
+    monkeypatch.setattr(local, "start", lambda: pytest.fail("The embedded server was started."))
+    monkeypatch.setenv("DATABASE_URL", empty)
+    monkeypatch.setenv("MIGRATION_DATABASE_URL", "postgresql://owner@h/shop")
+    with pytest.raises(UsageError, match="DATABASE_URL is empty: set it to "):
+        conninfo(*variables)
+    with pytest.raises(UsageError, match="DATABASE_URL is empty: set it to "):
+        Settings.from_env()
+
+
+def test_an_empty_url_of_the_migration_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MIGRATION_DATABASE_URL set but empty is as DATABASE_URL; where neither is set, the embedded server is."""
+    monkeypatch.setenv("MIGRATION_DATABASE_URL", "")
+    monkeypatch.setattr(local, "start", lambda: "postgresql://embedded@h/shop")
+    assert "embedded" in conninfo("MIGRATION_DATABASE_URL")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://runner@h/shop")
+    assert "runner" in conninfo("MIGRATION_DATABASE_URL")
