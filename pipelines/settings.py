@@ -128,3 +128,13 @@ def _key_prefix(env: Mapping[str, str], name: str) -> tuple[str, ...]:
     if not re.fullmatch(r"[A-Za-z0-9_]+", text):
         raise UsageError(f"{name}={text!r} is not allowed: use letters, digits and underscores, for instance eu.")
     return (text,)
+
+
+@click.command()
+def main() -> None:
+    """Refuses what the environment holds that is not allowed, in one sentence; else it says nothing."""
+    Settings.from_env()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""The units of `deploy/`, their commands as they are written: only folders, ports and addresses are the test's."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import ROOT, create_database, run_url, url_of
+from tests.integration.common import TENANTS
+
+CODE, DAEMON, WEB, HEALTH = "code", "daemon", "web", "health"
+REFUSAL = "Error: DATABASE_URL is empty: set it to postgresql://..., or unset it to use the embedded server."
+# As the asset's page does it: a range of days, which is one run.
+LAUNCH = """
+mutation($days: [String!]) {
+  launchPartitionBackfill(
+    backfillParams: {assetSelection: [{path: ["marketplace_job_stats"]}], partitionNames: $days}
+  ) { __typename }
+}"""
+RUNS = "{ runsOrError { ... on Runs { results { status } } } }"
+LOCATION = "{ workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError { __typename } } } } }"
+
+
+def settings(unit: str) -> dict[str, list[str]]:
+    """What a unit's service says, each setting with all its values."""
+    text = (ROOT / "deploy" / f"marketplace-stats-{unit}.service").read_text().replace("\\\n", " ")
+    found: dict[str, list[str]] = {}
+    for line in text.partition("[Service]")[2].splitlines():
+        if re.match("[A-Z]", line):
+            name, _, value = line.partition("=")
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return str(listener.getsockname()[1])
+
+
+@dataclass
+class Deployment:
+    """The guide's folders in a folder of the test, its environment file, and the processes of the units."""
+
+    folder: Path
+    variables: dict[str, str]
+    ports: dict[str, str] = field(default_factory=lambda: {"3000": free_port(), "4000": free_port()})
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.checkout = self.folder / "checkout"
+        self.state = self.folder / "state"
+        for path in (self.checkout / ".venv" / "bin", self.state):
+            path.mkdir(parents=True)
+        for name in ("pipelines", "assets", "models", "migrations"):
+            shutil.copytree(ROOT / name, self.checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in Path(sys.executable).parent.glob("[dp][ay]*"):
+            (self.checkout / ".venv" / "bin" / path.name).symlink_to(path)
+        (self.checkout / "deploy").mkdir()
+        for path in (ROOT / "deploy").iterdir():
+            (self.checkout / "deploy" / path.name).write_text(self.placed(path.read_text()))
+        (self.checkout / "deploy" / "health").chmod(0o755)
+        # The example is complete: the test fills in what it leaves empty or has to be changed, and adds nothing.
+        example = dict(
+            line.split("=", 1) for line in (ROOT / "deploy" / "environment.example").read_text().splitlines()
+            if re.match("[A-Z]", line)
+        )  # fmt: skip
+        assert self.variables.keys() <= example.keys()
+        self.variables = {name: self.placed(value.strip("'")) for name, value in example.items()} | self.variables
+
+    def placed(self, text: str) -> str:
+        """What stands in a file, with the folders and ports of this test."""
+        text = text.replace("/opt/marketplace-stats", str(self.checkout))
+        text = text.replace("/var/lib/marketplace-stats", str(self.state))
+        return re.sub(r"\b(3000|4000)\b", lambda match: self.ports[match[0]], text)
+
+    def start(self, unit: str, *without: str) -> subprocess.Popen[bytes]:
+        """The unit's commands in its folder, with its environment: the file wins over what the unit says itself.
+
+        The last process is returned: the unit's own, or the one before it that has failed.
+        """
+        found = settings(unit)
+        own = dict(value.split("=", 1) for value in found.get("Environment", []))
+        given = {name: value for name, value in self.variables.items() if name not in without}
+        before = found.get("ExecStartPre", [])
+        for command in (*before, *found["ExecStart"]):
+            with self.output(unit).open("ab") as stream:
+                process = self.processes[unit] = subprocess.Popen(
+                    shlex.split(self.placed(command)),
+                    cwd=self.placed(found["WorkingDirectory"][0]),
+                    env={"PATH": "/usr/bin:/bin", "HOME": str(self.state), **own, **given},
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    start_new_session=True,
+                    # Where the shell ignores the signal, its children would.
+                    preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL),
+                )
+            if command in before and process.wait(timeout=60):
+                break
+        return process
+
+    def output(self, unit: str) -> Path:
+        return self.folder / unit
+
+    def stop(self, unit: str) -> None:
+        """As systemd does: the signal, and after a while the other one, for all that is left."""
+        process = self.processes.pop(unit)
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def stop_all(self) -> None:
+        for unit in (DAEMON, WEB, HEALTH, CODE):
+            if unit in self.processes:
+                self.stop(unit)
+
+    def health(self) -> tuple[int, list[str]]:
+        """The status of the health check, and what it says."""
+        self.output(HEALTH).write_bytes(b"")
+        status = self.start(HEALTH).wait(timeout=60)
+        del self.processes[HEALTH]
+        return status, self.output(HEALTH).read_text().splitlines()
+
+    def ask(self, query: str, **variables: object) -> Any:
+        """The web server's answer, or None while it has none."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.ports['3000']}/graphql",
+            json.dumps({"query": query, "variables": variables}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with suppress(OSError), urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+            return next(iter(json.load(answer)["data"].values()))
+
+    def until(self, is_so: Callable[[], Any], seconds: float = 90) -> Any:
+        """What it returns, as soon as that is true; fails with what the units have said otherwise."""
+        deadline = time.monotonic() + seconds
+        while not (value := is_so()):
+            if time.monotonic() > deadline:
+                outputs = (self.output(unit) for unit in (CODE, DAEMON, WEB))
+                pytest.fail("\n".join(path.read_text()[-4000:] for path in outputs if path.exists()))
+            time.sleep(0.2)
+        return value
+
+
+@pytest.fixture
+def deployment(server: str, database: str, tmp_path: Path) -> Iterator[Deployment]:
+    """Set up and not yet started; two jobs at noon of yesterday in each tenant, and a database of Dagster's own."""
+    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'dagster'").fetchone():
+            connection.execute("CREATE ROLE dagster LOGIN")
+        own = psycopg.conninfo.conninfo_to_dict(create_database(server, f"dagster_{tmp_path.name}"))["dbname"]
+        connection.execute(f'ALTER DATABASE "{own}" OWNER TO dagster'.encode())
+    with psycopg.connect(database, autocommit=True) as connection:
+        for schema in TENANTS:
+            connection.execute(
+                f"""INSERT INTO {schema}.marketplace_jobs (marketplace, action_type_id, status, completed_at)
+                    SELECT 'vinted', 1, 'completed', %s FROM generate_series(1, 2)""",
+                [datetime.now(UTC).replace(hour=12) - timedelta(1)],
+            )
+    url = url_of(f"{server} dbname={own}", "dagster")
+    deployment = Deployment(
+        tmp_path / "deployment",
+        {"DATABASE_URL": run_url(database), "DAGSTER_POSTGRES_URL": url.replace("://", "+psycopg2://")},
+    )
+    with ExitStack() as stack:
+        stack.callback(deployment.stop_all)
+        yield deployment
+
+
+def tables(database: str) -> set[str]:
+    with psycopg.connect(database) as connection:
+        return {name for [name] in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
+
+
+def test_the_units_run_a_range(deployment: Deployment, database: str) -> None:
+    """A range that Dagit is asked for is queued and run, Dagster's tables are apart, and the health check tells."""
+    for unit in (CODE, DAEMON, WEB):
+        deployment.start(unit)
+    loaded = {"locationEntries": [{"locationOrLoadError": {"__typename": "RepositoryLocation"}}]}
+    deployment.until(lambda: deployment.ask(LOCATION) == loaded)
+    yesterday = datetime.now(UTC).date() - timedelta(1)
+    days = [(yesterday - timedelta(back)).isoformat() for back in (2, 1, 0)]
+    assert deployment.ask(LAUNCH, days=days) == {"__typename": "LaunchBackfillSuccess"}
+    deployment.until(lambda: deployment.ask(RUNS) == {"results": [{"status": "SUCCESS"}]})
+
+    with psycopg.connect(database) as connection:
+        for schema in TENANTS:
+            rows = connection.execute(f"SELECT date, job_count FROM {schema}.marketplace_job_stats_days ORDER BY date")
+            assert rows.fetchall() == [(date.fromisoformat(day), 2 * (day == days[-1])) for day in days]
+    own = deployment.variables["DAGSTER_POSTGRES_URL"].replace("+psycopg2", "")
+    assert "event_logs" in tables(own)
+    assert not tables(own) & tables(database) and "marketplace_action_types" in tables(database)
+
+    alive = ["web server: alive", "daemon: alive", "code server: alive"]
+    assert deployment.health() == (0, alive)
+    for number, unit in enumerate((WEB, DAEMON, CODE)):
+        deployment.stop(unit)
+        if unit == DAEMON:  # As if some minutes had passed since its last sign of life.
+            with psycopg.connect(own) as connection:
+                connection.execute("""
+                    UPDATE daemon_heartbeats SET body = jsonb_set(
+                        body::jsonb, '{timestamp}', to_jsonb((body::jsonb ->> 'timestamp')::float8 - 360))""")
+        status, told = deployment.health()
+        assert status == 1
+        assert [line.partition(". ")[0] for line in told] == [
+            line.replace("alive", "dead") if place <= number else line for place, line in enumerate(alive)
+        ]
+
+
+def test_without_a_database_nothing_starts(deployment: Deployment) -> None:
+    """A forgotten DATABASE_URL is one sentence when the code server is started, and no embedded server."""
+    assert deployment.start(CODE, "DATABASE_URL").wait(timeout=60) == 1
+    assert deployment.output(CODE).read_text() == f"{REFUSAL}\n"
+    assert not (deployment.checkout / ".local").exists()
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="There is no systemd here.")
+def test_the_units_are_understood(deployment: Deployment) -> None:
+    """systemd finds nothing wrong in any of them."""
+    units = sorted((deployment.checkout / "deploy").glob("*.service"))
+    units += (deployment.checkout / "deploy").glob("*.timer")
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", *units],  # noqa: S607 It is where the system has it.
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")
+    assert len(units) == 5
