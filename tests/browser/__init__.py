@@ -1,0 +1,1 @@
+"""What people see of the project in Dagit, in a real browser."""
