@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Route
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Response, Route, WebSocket
 
 from tests.conftest import ROOT
 
@@ -88,11 +88,9 @@ class Watched:
         context.route("**/*", self._let_through)
         self.page: Page = context.new_page()
         self.page.on("console", self._read)
-        self.page.on("pageerror", lambda error: self.incidents.append(f"uncaught: {error}"))
-        self.page.on("websocket", lambda socket: self._is_local(socket.url))
-        self.page.on(
-            "response", lambda answer: answer.ok or answer.status < 400 or self._note(f"{answer.status} {answer.url}")
-        )
+        self.page.on("pageerror", lambda error: self._note(f"uncaught: {error}"))
+        self.page.on("websocket", self._look_at_socket)
+        self.page.on("response", self._look_at_answer)
 
     def _note(self, incident: str) -> None:
         self.incidents.append(incident)
@@ -108,6 +106,13 @@ class Watched:
             route.continue_()
         else:
             route.abort()
+
+    def _look_at_socket(self, socket: WebSocket) -> None:
+        self._is_local(socket.url)
+
+    def _look_at_answer(self, answer: Response) -> None:
+        if answer.status >= HTTPStatus.BAD_REQUEST:
+            self._note(f"{answer.status} {answer.url}")
 
     def _read(self, message: ConsoleMessage) -> None:
         if message.type == "error" and not any(part in message.text for part in HARMLESS):
