@@ -107,6 +107,8 @@ def build_marketplace_job_stats(
         ],
         check_specs=check_specs(key),
         can_subset=True,
+        # Where the instance limits it, as deploy/dagster.yaml does, runs follow each other.
+        pool="marketplace_job_stats",
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
     )
