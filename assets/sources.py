@@ -9,7 +9,7 @@ from models.sources import MarketplaceActionType, MarketplaceJob, MarketplaceTas
 _DESCRIPTIONS: dict[type[SourceBase], str] = {
     MarketplaceJob: "The operations on marketplaces, in each tenant's schema. Owned by the application; read-only.",
     MarketplaceTask: "The steps of the jobs, in each tenant's schema. Owned by the application; read-only.",
-    MarketplaceActionType: "The names of the action types, in `public`. Owned by the application; may be missing.",
+    MarketplaceActionType: "The names of the action types, in public. Owned by the application; may be missing.",
 }
 
 

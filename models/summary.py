@@ -29,7 +29,9 @@ class MarketplaceDailySummary(StatsBase):
         Text, primary_key=True, doc="The action: `publish`, `update` ...; `unknown` if its id is in no table."
     )
     action_name: Mapped[str] = mapped_column(Text, doc="The action's name that people see.")
-    tenants_active: Mapped[int] = mapped_column(Integer, doc="Tenants with at least one job in this row.")
+    tenants_active: Mapped[int] = mapped_column(
+        Integer, doc="Tenants with at least one job in this row, cancelled and expired ones included."
+    )
     total_jobs: Mapped[int] = _sum("Jobs that ran to an end: `success_count + failure_count`.")
     success_count: Mapped[int] = _sum("Jobs with status `completed`.")
     failure_count: Mapped[int] = _sum("Jobs with status `failed`.")

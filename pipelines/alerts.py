@@ -22,7 +22,7 @@ DESCRIPTION = """
 Posts `{"text": ...}` to `ALERT_WEBHOOK_URL` for every run that fails, whatever its job, if a schedule, a sensor or
 Dagit has started it: which job and run, and why. Chat services take that form as it is. Off if the variable is not set.
 
-*When its tick has failed*, the message could not be delivered, and is not sent again; the run's own page has it.
+When its tick has failed, the message could not be delivered, and is not sent again; the run's own page has it.
 """
 
 

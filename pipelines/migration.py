@@ -21,14 +21,14 @@ DESCRIPTION = """
 Brings the template and every tenant to the newest shape of our tables, as the role of `MIGRATION_DATABASE_URL`, and
 grants the run's role what it needs. Tenants that are there already cost next to nothing.
 
-*When it is red*, some tenants could not be migrated: each is named with its state, the error and the remedy. The
+When it is red, some tenants could not be migrated: each is named with its state, the error and the remedy. The
 others are done. Mend what it says, and run it again.
 """
 
 SCHEDULE_DESCRIPTION = """
 At 00:10 in {time_zone}, before the nightly run: new customers get their tables.
 
-*When a tick was missed*, the nightly run names the customers without tables, and computes the others. Start
+When a tick was missed, the nightly run names the customers without tables, and computes the others. Start
 `migrate_tenants_job` by hand, or wait for the next night: it takes their missing days along.
 """
 

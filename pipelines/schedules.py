@@ -14,19 +14,19 @@ At 00:30 in {time_zone}: the last {lookback_days} closed days, and every day sin
 that was never run, in one run. Rows that came or changed late are picked up; what did not change is not written. What
 a single tenant lacks is taken along.
 
-*When a tick was missed*, nothing needs to be done: the next one takes its days along.
+When a tick was missed, nothing needs to be done: the next one takes its days along.
 """
 _WEEKLY = """
 Sundays at 02:30 in {time_zone}: the last {sweep_days} closed days again, for what came or changed later than the
 nightly runs look back. `run_days_changed` and `run_tenants_changed` say how many came out different,
 `run_jobs_without_day` how many jobs ended at no known time.
 
-*When days are held back*, the application keeps its rows for fewer days than `STATS_SWEEP_DAYS`: lower it.
+When days are held back, the application keeps its rows for fewer days than `STATS_SWEEP_DAYS`: lower it.
 """
 _CHECK = """
 At 06:00 in {time_zone}: is yesterday in the ledger of every tenant? It warns also if no run has been started at all.
 
-*When a tick was missed*, nobody was warned: start `yesterday_is_there_job` by hand.
+When a tick was missed, nobody was warned: start `yesterday_is_there_job` by hand.
 """
 
 

@@ -11,14 +11,14 @@ SUMMARY_DESCRIPTION = """
 Requests the summary of every day whose stats were materialized later than the summary itself, as one run for each
 unbroken chain of days: after each nightly and weekly run and each backfill, also if single tenants have failed in it.
 
-*When it is off*, materialize the summary by hand.
+When it is off, materialize the summary by hand.
 """
 
 
 REPORT_DESCRIPTION = """
 Requests the report after each run of the summary.
 
-*When it is off*, materialize the report by hand.
+When it is off, materialize the report by hand.
 """
 
 

@@ -42,8 +42,7 @@ WITNESS_S = 30
 """How often the witness is looked at, at most."""
 
 DESCRIPTION = """
-What every customer's jobs did, per action type, marketplace and day: the table `marketplace_job_stats` in each tenant's
-schema.
+What every customer's jobs did, per action type, marketplace and day, in a table of each tenant's schema.
 
 A day is **recomputed whole** from the jobs that ended on it and from their tasks, and only rows that differ are
 written. So it can be materialized again at any time, in any order, for any range: late or corrected jobs come right.
@@ -108,7 +107,7 @@ def build_marketplace_job_stats(
         check_specs=check_specs(key),
         can_subset=True,
         # Where the instance limits it, as deploy/dagster.yaml does, runs follow each other.
-        pool="marketplace_job_stats",
+        pool=key.to_python_identifier(),
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
     )

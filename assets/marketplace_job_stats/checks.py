@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
-from assets.marketplace_job_stats.report import RunReport, explain, table
+from assets.marketplace_job_stats.report import RunReport, counted, explain, table
 from models.sources import MarketplaceJob
 from models.stats import MarketplaceJobStatsDay
 from pipelines.failure import RunFailure
@@ -102,7 +102,7 @@ def check_results(report: RunReport, key: dg.AssetKey) -> Iterator[dg.AssetCheck
         yield result(PROOF, not unproved, sentence, unproved, tenants_not_proved=len(unproved))
     if report.done:
         count = report.held_back_count
-        yield result(HELD_BACK, not count, f"{count} days held back", report.held_back, days_held_back=count)
+        yield result(HELD_BACK, not count, f"{counted(count, 'day')} held back", report.held_back, days_held_back=count)
         # Jobs that have no day are of all times, so they have no share in these days; they are only reported.
         uncounted = report.uncounted["unknown_marketplace"] + report.uncounted["bad_duration"]
         share = uncounted / max(1, report.finished_jobs)

@@ -162,7 +162,7 @@ class RunReport:
             "run_days_held_back": self.held_back_count,
             "run_days_caught_up": sum(map(len, self._caught_up.values())),
             "run_preview": table(self._preview()),
-            "run_preview_of_actions": len(self._sums),
+            "run_action_count": len(self._sums),
         }
         for name, reasons in (("run_tenants_failed", self.failed), ("run_tenants_skipped", self.skipped)):
             if reasons:
@@ -215,12 +215,17 @@ class RunReport:
         """The run in one sentence."""
         return (
             f"{self.done} tenants done, {len(self.skipped)} skipped, {len(self.failed)} failed; "
-            f"{self._rows_changed} rows changed, {self.held_back_count} days held back"
+            f"{self._rows_changed} rows changed, {counted(self.held_back_count, 'day')} held back"
         )
 
     def failure(self) -> str:
         """What to say when tenants failed: how many, and the first few by name with their reason."""
         return f"{self.summary()}. Failed: {first_reasons(self.failed)}."
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 day`, `2 days`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def first_reasons(tenants: Mapping[str, str]) -> str:

@@ -18,8 +18,10 @@ from pipelines.settings import UsageError
 NAME = "marketplace_report"
 
 DESCRIPTION = """
-The last 30 and 90 closed days of **all customers together**, by marketplace: jobs, success rate, p50 and p95, failures
-by action; and this week against the one before, with what stands out. The pictures and the main numbers are shown here;
+The last 30 and 90 closed days of all customers together, by marketplace: jobs, success rate, p50 and p95, failures by
+action; and this week against the one before, with what stands out.
+
+The pictures and the main numbers are shown here;
 the whole is one HTML page, at the path `page`, which needs no network.
 
 It is made from `marketplace_daily_summary`, after each of its runs.

@@ -140,11 +140,11 @@ def _say_nothing(axes: Axes, text: str) -> None:
 
 
 def data_uri(figure: Figure, kind: str) -> str:
-    """The picture inside of an address: `png` or `svg`."""
+    """The picture inside of an address: `png`, of a width that Dagit shows wholly, or `svg`."""
     stream = io.BytesIO()
     if kind == "svg":
         figure.savefig(stream, format="svg", metadata={"Date": None})
     else:
-        figure.savefig(stream, format="png", dpi=110, pil_kwargs={"optimize": True})
+        figure.savefig(stream, format="png", dpi=85, pil_kwargs={"optimize": True})
     media = {"svg": "image/svg+xml", "png": "image/png"}[kind]
     return f"data:{media};base64,{base64.b64encode(stream.getvalue()).decode()}"

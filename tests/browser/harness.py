@@ -96,7 +96,7 @@ class Watched:
         self.incidents.append(incident)
 
     def _is_local(self, url: str) -> bool:
-        is_local = urlsplit(url).hostname == LOOPBACK
+        is_local = urlsplit(url).hostname == LOOPBACK or urlsplit(url).scheme == "file"
         if not is_local:
             self._note(f"asked for {url}")
         return is_local

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import date, datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -25,8 +26,8 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: no `chromium` is on the PATH")
 
 TIMEOUT_MS = 60_000
-STATS, SUMMARY = "marketplace_job_stats", "marketplace_daily_summary"
-LINEAGE = (("marketplace_jobs", "marketplace_tasks", "marketplace_action_types"), (STATS,), (SUMMARY,))
+STATS, SUMMARY, REPORT = "marketplace_job_stats", "marketplace_daily_summary", "marketplace_report"
+LINEAGE = (("marketplace_jobs", "marketplace_tasks", "marketplace_action_types"), (STATS,), (SUMMARY,), (REPORT,))
 """The assets in the order in which they are made: each is to the right of those before it."""
 
 DAYS = 10
@@ -35,13 +36,14 @@ HELD_BACK = 4
 
 
 class Shop(NamedTuple):
-    """Dagit's address, what Dagster keeps, the application's database, its days, the oldest first, and the settings."""
+    """Dagit's address, what Dagster keeps, the application's database, its days in order, the settings, the page."""
 
     url: str
     instance: dg.DagsterInstance
     connection: psycopg.Connection[Any]
     days: list[date]
     settings: Settings
+    report: Path
 
     def counted(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         """What a query says of `jobs`: the jobs of all tenants, with their day, the code of the action, and tasks."""
@@ -91,6 +93,7 @@ def shop(server: str, migrated_template: str, tmp_path_factory: pytest.TempPathF
         "DATABASE_URL": run_url(database),
         "STATS_START_DATE": str(days[0]),
         "STATS_TIMEZONE": str(today.tzinfo),
+        "STATS_REPORT_DIR": str(folder),
     }
     with ExitStack() as stack:
         connection = stack.enter_context(psycopg.connect(database, autocommit=True))
@@ -103,9 +106,10 @@ def shop(server: str, migrated_template: str, tmp_path_factory: pytest.TempPathF
         assert connection.execute(deleted, [days[HELD_BACK]]).rowcount == 2
         run(*MATERIALIZE, "--partition", f"{days[HELD_BACK]}", environment=environment)
         run(*MATERIALIZE[:-1], SUMMARY, "--partition-range", f"{days[0]}...{days[1]}", environment=environment)
+        run(*MATERIALIZE[:-1], REPORT, environment=environment)
         url = stack.enter_context(running_dagit(environment, folder))
         instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
-        yield Shop(url, instance, connection, days, Settings.from_env(environment))
+        yield Shop(url, instance, connection, days, Settings.from_env(environment), folder / f"{REPORT}.html")
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +212,40 @@ def test_a_day_of_the_summary_shows_its_table(watched: Watched, shop: Shop) -> N
     assert sorted(found) == sorted(expected)
 
 
+def test_the_report_shows_its_pictures(watched: Watched, shop: Shop) -> None:
+    """In Dagit, a click away and not cut off; and on the page itself, which a browser opens from the disk."""
+    page = watched.page
+    page.goto(f"/assets/{REPORT}?view=events")
+    expect(page.get_by_text("This week").or_(metadata(page, "what_stands_out")).first).to_be_visible()
+    watched.screenshot("report")
+    metadata(page, "last_30_days").get_by_text("[Show Markdown]").click()
+    dialog = page.get_by_role("dialog")
+    picture = dialog.get_by_role("img", name="The last 30 days")
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 500
+    box, frame = picture.bounding_box(), dialog.bounding_box()
+    assert box and frame and box["x"] + box["width"] < frame["x"] + frame["width"]
+    watched.screenshot("report-picture")
+    dialog.get_by_role("button", name="Close").click()
+    expect(dialog).to_have_count(0)
+
+    page.goto(shop.report.as_uri())
+    expect(page.get_by_role("heading", name=f"Marketplace jobs up to {shop.days[-1]}")).to_be_visible()
+    for count in (30, 90):
+        assert (
+            page.locator(f"#last-{count}-days").evaluate("image => image.decode().then(() => image.naturalWidth)") > 500
+        )
+    # The summary has the first two days alone.
+    [(jobs, failed)] = shop.counted(
+        """SELECT count(*) FILTER (WHERE status <> 'cancelled'), count(*) FILTER (WHERE status = 'failed')
+             FROM jobs WHERE day = ANY (%s) AND day > %s""",
+        shop.days[:2],
+        shop.days[-1] - timedelta(14),
+    )
+    cells = page.locator("#weeks tbody tr").nth(1).get_by_role("cell").all_inner_texts()
+    assert cells[-8:-6] == [f"{jobs}", f"{failed}"]
+    watched.screenshot("report-page")
+
+
 def test_a_red_check_says_what_is_wrong(watched: Watched, shop: Shop) -> None:
     """The check of the held-back day is red, says what that means and what to do, and names the tenant and the day."""
     page = watched.page
@@ -216,7 +254,7 @@ def test_a_red_check_says_what_is_wrong(watched: Watched, shop: Shop) -> None:
     page.get_by_text("no_day_is_held_back").first.click()
     expect(page.get_by_text("Warns of days that were left as they were")).to_be_visible()
     expect(page.get_by_text("When it is red: nothing is lost.")).to_be_visible()
-    expect(page.get_by_text("1 days held back; ")).to_be_visible()
+    expect(page.get_by_text("1 day held back; ")).to_be_visible()
     watched.screenshot("red-check")
     expect(page.get_by_text("Evaluation resultFailed")).to_be_visible()
     columns = ("tenant", "date", "stored jobs", "jobs in the source")

@@ -282,7 +282,7 @@ def test_every_number_of_a_day_is_reported(connection: psycopg.Connection[Any], 
         "rows_updated": 1,
         "rows_deleted": 0,
         "rows_unchanged": 3,
-        "run_preview_of_actions": 2,
+        "run_action_count": 2,
     }
     assert {name: day[name] for name in expected} == expected
     assert day["run_preview"][1] == {
