@@ -88,6 +88,13 @@ def test_assets_can_be_found() -> None:
             assert any(f"def {spec.key.path[-1]}(" in line for line in lines[:40])
 
 
+@pytest.mark.parametrize(("prefix", "pool"), [("", "marketplace_job_stats"), ("eu", "eu__marketplace_job_stats")])
+def test_runs_of_the_stats_share_a_pool(prefix: str, pool: str) -> None:
+    """Of one database: those of another are not waited for."""
+    definitions = build_defs(Settings.from_env({"STATS_KEY_PREFIX": prefix}))
+    assert definitions.resolve_assets_def(dg.AssetKey([*filter(None, [prefix]), *KEY.path])).op.pool == pool
+
+
 def test_a_prefix_is_put_before_all_keys() -> None:
     """STATS_KEY_PREFIX=eu keeps several databases apart under one Dagit, sources included."""
     definitions = build_defs(Settings.from_env({"STATS_KEY_PREFIX": "eu"}))
