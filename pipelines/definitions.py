@@ -11,6 +11,7 @@ from assets.marketplace_job_stats.checks import build_yesterday_check
 from assets.marketplace_report.asset import build_marketplace_report
 from assets.sources import build_sources
 from pipelines.alerts import build_alert_sensor
+from pipelines.covering_index import covering_index_job
 from pipelines.migration import build_migration_schedule, migrate_tenants_job
 from pipelines.partitions import day_partitions
 from pipelines.resources import TenantDatabase
@@ -67,7 +68,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
     return dg.Definitions(
         assets=[*build_sources(settings.key_prefix), ledger, *dg.with_source_code_references([stats, summary, report])],
         asset_checks=[yesterday_check],
-        jobs=[job, summary_job, report_job, check_job, migrate_tenants_job],
+        jobs=[job, summary_job, report_job, check_job, migrate_tenants_job, covering_index_job],
         schedules=[*schedules, build_migration_schedule(settings)],
         sensors=[
             build_summary_sensor(partitions, stats.key, summary.key, summary_job.name),
