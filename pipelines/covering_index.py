@@ -74,6 +74,10 @@ class Report:
     changed: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
+    def count(self) -> int:
+        """How many schemas were looked at."""
+        return len({*self.found, *self.failed})
+
     def numbers(self) -> dict[str, int]:
         """Numbers of schemas, and bytes."""
         tables = [one for one in self.found.values() if one.has_table]
@@ -92,14 +96,16 @@ class Report:
         """The same for people."""
         told = self.numbers()
         lines = [
-            f"{told['with_the_index']} schemas have the index ({_megabytes(told['size_bytes'])}), {told['without']} do "
-            f"not, {told['without_table']} have no {TABLE}; {told['interrupted_builds']} have what an interrupted build left"
+            f"{len(self.found)} schemas: {told['with_the_index']} have the index, {told['without']} do not, "
+            f"{told['without_table']} have no {TABLE}",
+            f"It takes {_megabytes(told['size_bytes'])} now",
         ]
+        if told["interrupted_builds"]:
+            lines.append(f"{told['interrupted_builds']} have what an interrupted build has left; a build replaces it")
         if told["without"]:
-            unknown = f", without {told['never_analyzed']} tables that were never analyzed" * bool(
-                told["never_analyzed"]
-            )
-            lines.append(f"Where it is missing, it would take about {_megabytes(told['estimate_bytes'])}{unknown}")
+            lines.append(f"Where it is missing, it would take about {_megabytes(told['estimate_bytes'])}")
+        if told["never_analyzed"]:
+            lines.append(f"But {told['never_analyzed']} tables were never analyzed, and are not in that: ANALYZE them")
         return lines
 
 
@@ -111,7 +117,7 @@ _TABLE = sa.text("""
            CASE WHEN size.pages = 0 THEN size.page
                 WHEN stats.known = :count AND c.reltuples >= 0 AND c.relpages > 0
                 THEN size.page * (1 + ceil(c.reltuples / c.relpages * size.pages * stats.filled
-                                           * (4 + 8 * ceil((8 + stats.width) / 8)) / ((size.page - 40) * 0.9)))
+                                           * (4 + 8 * ceil((8 + stats.width) / 8.0)) / ((size.page - 40) * 0.9)))
            END::bigint AS estimate_bytes
       FROM pg_class c
       JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -167,7 +173,7 @@ def build(connection: sa.Connection, schema: str) -> bool:
         )
     except sa.exc.DBAPIError:
         # What failed halfway may cost every write something. If it cannot be dropped now, the next build does it.
-        with suppress(sa.exc.DBAPIError):
+        with suppress(sa.exc.SQLAlchemyError):
             _drop(connection, schema, look(connection, schema).left_over)
         raise
     return True
@@ -303,7 +309,9 @@ def covering_index(context: dg.OpExecutionContext, config: CoveringIndexConfig) 
     if report.failed:
         first = "; ".join(f"{schema}: {reason}" for schema, reason in list(report.failed.items())[:3])
         more = f"; and {len(report.failed) - 3} more" if len(report.failed) > 3 else ""
-        raise RunFailure(f"{config.action.capitalize()} failed in {len(report.failed)} schemas. {first}{more}.")
+        raise RunFailure(
+            f"{config.action.capitalize()} failed in {len(report.failed)} of {report.count()} schemas. {first}{more}."
+        )
 
 
 @dg.job(name="covering_index_job", description=DESCRIPTION)
@@ -329,7 +337,7 @@ def main(action: str, tenants: tuple[str, ...], yes: bool) -> None:
         click.echo("Interrupted. Give the same command again: it replaces what this one has left.", err=True)
         sys.exit(3)
     if report.failed:
-        sys.exit(1 if len(report.failed) == len({*report.found, *report.failed}) else 3)
+        sys.exit(1 if len(report.failed) == report.count() else 3)
 
 
 if __name__ == "__main__":

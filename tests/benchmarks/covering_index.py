@@ -3,8 +3,8 @@
     python -m tests.benchmarks.covering_index --tenants 100 --jobs 10000 --rounds 7
 
 Two copies of one database, one of them with the index, take turns, each round in another order. Everything is told as
-the ratio of the indexed copy to the other in the same round; the medians count. Writes are timed inside the server, each
-in a transaction of its own, so no round trip dilutes what they cost.
+the ratio of the indexed copy to the other in the same round; the medians count. Writes are timed inside the server,
+each in a transaction of its own, so no round trip dilutes what they cost.
 """
 
 import statistics
@@ -48,6 +48,7 @@ def runs(conninfo: str, count: int, bare: bool) -> float:
     partitions = day_partitions(Settings.from_env({}))
     keys = [str(data.LAST - timedelta(days=n)) for n in reversed(range(count))]
     order = Order(window=Window.of(partitions, keys), run_id="benchmark")
+    select = sa.select(counted_rows(days()))
     database = TenantDatabase(workers=2, lock_timeout_ms=10_000, statement_timeout_ms=1_800_000)
 
     def work(connection: sa.Connection, schema: str) -> None:
@@ -55,7 +56,7 @@ def runs(conninfo: str, count: int, bare: bool) -> float:
             write_tenant(connection, schema, order)
             return
         with on_tenant(connection, schema).begin():
-            connection.execute(sa.select(counted_rows(days())), order.window.parameters()).all()
+            connection.execute(select, order.window.parameters()).all()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABASE_URL", url_of(conninfo))
