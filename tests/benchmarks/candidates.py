@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,7 @@ _PERCENTILES = """,
 
 
 def exact(tenant: str) -> str:
-    """The SELECT that says what is right: everything but the sketch, with exact percentiles. Shares nothing with ours."""
+    """The SELECT that says what is right: everything but the sketch, with exact percentiles."""
     return _TWICE.replace("PERCENTILES", _PERCENTILES).replace("SCHEMA", tenant)
 
 
@@ -207,7 +207,6 @@ def _ours() -> tuple[str, dict[str, Any]]:
     """The project's own query, and what it binds beyond the window."""
     # Imported here, so that the process of a candidate that measures something else does not load the project.
     import sqlalchemy as sa
-    from sqlalchemy.dialects.postgresql import psycopg as dialect
 
     from assets.marketplace_job_stats.aggregate import counted_rows, days
 
@@ -215,7 +214,7 @@ def _ours() -> tuple[str, dict[str, Any]]:
     query = sa.select(*(row.c[name] for name in (*KEY, *EXACT, *PERCENTILES, *SKETCH)))
     query = query.where(row.c.marketplace.is_not(None))
     bound = window(date(2025, 1, 1), date(2025, 1, 1))  # Only the names matter: the days are bound by each run.
-    expanded = query.compile(dialect=dialect.dialect()).construct_expanded_state(bound)
+    expanded = query.compile(sa.create_engine("postgresql+psycopg://")).construct_expanded_state(bound)
     return expanded.statement, {name: value for name, value in expanded.parameters.items() if name not in bound}
 
 
@@ -229,12 +228,12 @@ def constants() -> dict[str, Any]:
     return _ours()[1]
 
 
-def _plain(shape: str) -> Callable[[str], str]:
-    return lambda tenant: shape.replace("PERCENTILES", "").replace("SCHEMA", tenant)
-
-
-PLAIN = {"twice": _plain(_TWICE), "apart": _plain(_APART), "tasks first": _plain(_TASKS_FIRST)}
+PLAIN = {"twice": _TWICE, "apart": _APART, "tasks first": _TASKS_FIRST}
 """The same numbers without percentiles and sketch, by hand, in several shapes; the fastest is the limit."""
+
+
+def plain(shape: str, tenant: str) -> str:
+    return PLAIN[shape].replace("PERCENTILES", "").replace("SCHEMA", tenant)
 
 
 def _bare(select: str) -> str:
@@ -255,19 +254,9 @@ def run_aggregate(conninfo: str, tenants: Sequence[str], first: date, last: date
     execute(conninfo, tenants, lambda tenant: _bare(aggregate(tenant)), first, last, constants())
 
 
-def run_twice(conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
-    """Computes counts, sums and mean: tasks summed per job, then jobs per row."""
-    execute(conninfo, tenants, lambda tenant: _bare(PLAIN["twice"](tenant)), first, last)
-
-
-def run_apart(conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
-    """Computes counts, sums and mean: jobs and tasks summed apart, then joined."""
-    execute(conninfo, tenants, lambda tenant: _bare(PLAIN["apart"](tenant)), first, last)
-
-
-def run_tasks_first(conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
-    """Computes counts, sums and mean: all tasks summed per job, then joined."""
-    execute(conninfo, tenants, lambda tenant: _bare(PLAIN["tasks first"](tenant)), first, last)
+def run_plain(shape: str, conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
+    """Computes counts, sums and mean on the server; writes nothing."""
+    execute(conninfo, tenants, lambda tenant: _bare(plain(shape, tenant)), first, last)
 
 
 def run_insert_aggregate(conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
@@ -280,11 +269,11 @@ def run_insert_aggregate(conninfo: str, tenants: Sequence[str], first: date, las
     execute(conninfo, tenants, statement, first, last, constants(), writes=True)
 
 
-def run_insert_plain(conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
+def run_insert_plain(shape: str, conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
     """Computes counts, sums and mean, and inserts them, without a question, into an empty table."""
 
     def statement(tenant: str) -> str:
-        return _inserted(PLAIN["apart"](tenant), f"{tenant}.stats_plain", EXACT)
+        return _inserted(plain(shape, tenant), f"{tenant}.stats_plain", EXACT)
 
     execute(conninfo, tenants, statement, first, last, writes=True)
 
@@ -314,8 +303,9 @@ def run_ours(conninfo: str, tenants: Sequence[str], first: date, last: date) -> 
 
 
 def run_statements(conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
-    """Ours without Dagster: the same transactions, by the same workers, with nobody to report to. What is between it and
-    `ours` is Dagster's: events and metadata of each day, the same for one tenant as for ten thousand.
+    """Ours without Dagster: the same transactions, by the same workers, with nobody to report to.
+
+    What is between it and `ours` is Dagster's: the events and metadata of each day, however many tenants there are.
     """
     import dagster as dg
 
@@ -403,7 +393,7 @@ def grouped(jobs: pd.DataFrame, tasks: pd.DataFrame) -> pd.DataFrame:
 
 
 def run_polars(conninfo: str, tenants: Sequence[str], first: date, last: date) -> Frames:
-    """The same with polars, which reads by ADBC, as Arrow: all but the sketch, with exact percentiles. Returns frames."""
+    """The same with polars, which reads by ADBC, as Arrow. All but the sketch, exact percentiles; returns frames."""
     import adbc_driver_postgresql.dbapi as adbc
     import polars as pl
 
@@ -521,8 +511,8 @@ def run_upsert(conninfo: str, tenants: Sequence[str], first: date, last: date) -
 
 
 def run_merge(conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
-    """What dbt's incremental strategy `merge` sends: the window into a temporary table, and a MERGE of all its rows into
-    `stats_merge`; one model per tenant. All but the sketch, with exact percentiles.
+    """What dbt's incremental strategy `merge` sends, a model per tenant: the window into a temporary table, and a
+    MERGE of all its rows into `stats_merge`. All but the sketch, with exact percentiles.
     """
     parameters = window(first, last)
     names = ", ".join((*KEY, *_VALUES))
@@ -542,21 +532,19 @@ def run_merge(conninfo: str, tenants: Sequence[str], first: date, last: date) ->
     make_durable(conninfo)
 
 
-BARE = (
-    Candidate("aggregate", "limit", run_aggregate, (*PERCENTILES, *SKETCH), query=aggregate),
-    Candidate("plain, twice", "limit", run_twice, query=PLAIN["twice"]),
-    Candidate("plain, apart", "limit", run_apart, query=PLAIN["apart"]),
-    Candidate("plain, tasks first", "limit", run_tasks_first, query=PLAIN["tasks first"]),
+_ALL = (*PERCENTILES, *SKETCH)
+AGGREGATE = Candidate("aggregate", "limit", run_aggregate, _ALL, query=aggregate)
+PLAINS = tuple(
+    Candidate(f"plain, {shape}", "limit", partial(run_plain, shape), query=partial(plain, shape)) for shape in PLAIN
 )
-INSERTING = (
-    Candidate("insert aggregate", "limit", run_insert_aggregate, (*PERCENTILES, *SKETCH), table="stats_limit"),
-    Candidate("insert plain", "limit", run_insert_plain, table="stats_plain"),
+INSERT_AGGREGATE = Candidate("insert aggregate", "limit", run_insert_aggregate, _ALL, table="stats_limit")
+INSERT_PLAINS = tuple(
+    Candidate(f"insert plain, {shape}", "limit", partial(run_insert_plain, shape), table="stats_plain")
+    for shape in PLAIN
 )
-OURSELVES = Candidate("ours", "ours", run_ours, (*PERCENTILES, *SKETCH), table=OURS)
-STATEMENTS = Candidate("ours, no Dagster", "ours", run_statements, (*PERCENTILES, *SKETCH), table=OURS)
-BY_DAY = Candidate(
-    "ours, a run a day", "ours", run_ours_by_day, (*PERCENTILES, *SKETCH), table=OURS, sampled=True, by_day=True
-)
+OURSELVES = Candidate("ours", "ours", run_ours, _ALL, table=OURS)
+STATEMENTS = Candidate("ours, no Dagster", "ours", run_statements, _ALL, table=OURS)
+BY_DAY = Candidate("ours, a run a day", "ours", run_ours_by_day, _ALL, table=OURS, sampled=True, by_day=True)
 USERS = (
     Candidate("pandas", "user's", run_pandas, PERCENTILES),
     Candidate("polars, ADBC", "user's", run_polars, PERCENTILES, packages=("polars", "adbc_driver_postgresql")),

@@ -9,14 +9,14 @@ from tests.benchmarks.candidates import EXACT, KEY, PERCENTILES, SKETCH
 ACCURACY = 0.01
 """The share that a percentile may be away from the exact one: what a sketch promises."""
 TOLD = 5
-"""How many differences of a tenant are told, at most."""
+"""How many differences are told, at most."""
 
 
 def differences(
     found: pd.DataFrame, right: pd.DataFrame, columns: Sequence[str], first: object, last: object
 ) -> list[str]:
-    """What is different, as sentences. `columns` are those that the candidate computes beyond EXACT; the frames have KEY,
-    EXACT and these; what is outside of the days is ignored. Sketches are compared with those of the project's own SELECT.
+    """What is different, as sentences. The frames have KEY, EXACT, and `columns`: what the candidate computes beyond
+    EXACT. Rows of other days are ignored.
     """
     found, right = (_by_key(frame, first, last) for frame in (found, right))
     odd = found.index.symmetric_difference(right.index)
@@ -27,7 +27,8 @@ def differences(
         return told
     for name in (*EXACT, *columns):
         mine, true = found[name], right[name]
-        if name in SKETCH:
+        if name in SKETCH[:2]:  # Arrays; null where there is no duration.
+            mine, true = (values.map(lambda array: array if isinstance(array, list) else []) for values in (mine, true))
             wrong = mine.map(str) != true.map(str)
         else:
             mine, true = (pd.to_numeric(values).astype("float64") for values in (mine, true))

@@ -1,0 +1,463 @@
+"""How long the stats take, next to the limit and to what a user would write instead; `make bench`.
+
+    python -m tests.benchmarks.stats --size small
+    python -m tests.benchmarks.stats --tenants 100 --jobs 10000 --rounds 5 --only one-day --only first-year
+
+Each case warms every candidate up, and compares its result cell by cell with what is right; who computes something else
+is struck off. Then each round takes all candidates, ours between the two limits, every other round the other way
+round. Times are told as ratios to those of the same round; their medians count.
+
+The limits: `aggregate` is the project's own SELECT, run bare; `plain` is SQL by hand, without percentiles and sketch,
+in the fastest of three shapes. For a first load both are an INSERT SELECT into an empty table. `ours` is the run of the
+asset by Dagster, all promises kept. The server syncs to disk; autovacuum is off, so that it disturbs nobody.
+"""
+
+import contextlib
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import click
+import psycopg
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipelines.local import ROOT
+from tests.benchmarks import data
+from tests.benchmarks.candidates import (
+    AGGREGATE,
+    BY_DAY,
+    INSERT_AGGREGATE,
+    INSERT_PLAINS,
+    LEDGER,
+    OURS,
+    OURSELVES,
+    PLAINS,
+    STATEMENTS,
+    USERS,
+    Candidate,
+    Frames,
+    each_tenant,
+)
+from tests.benchmarks.measure import Process, Run, reference_differences, right_frame
+from tests.conftest import create_database
+from tests.server import running_server
+
+RESULT = ROOT / ".local" / "bench-stats.json"
+COMPARED_TENANTS = 100
+"""In how many tenants, spread over all, results are compared: a year of them is half a million rows a candidate."""
+SAMPLED_TENANTS, SAMPLED_DAYS = 8, 5
+"""What a candidate gets that is too slow for a year of all."""
+OTHER_TABLES = ("stats_limit", "stats_plain", "stats_upsert", "stats_merge")
+TABLES = (OURS, LEDGER, *OTHER_TABLES)
+# What `alembic` may one day make by itself.
+COVERING_INDEX = """
+    CREATE INDEX ON {0}.marketplace_jobs (completed_at)
+    INCLUDE (id, action_type_id, marketplace, status, retry_count, started_at) WHERE completed_at IS NOT NULL"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """`days`, the last ones of the year. What the table holds before each run is said by `before`:
+
+    nothing; the year; the year, but the last day; the year, but for a hundredth of the jobs, which then changed.
+    """
+
+    name: str
+    title: str
+    days: int
+    before: str
+    limits: tuple[Candidate, tuple[Candidate, ...]] = (AGGREGATE, PLAINS)
+    ours: tuple[Candidate, ...] = (OURSELVES, STATEMENTS)
+    users: tuple[Candidate, ...] = USERS
+
+
+CASES = (
+    Case("one-day", "The last day, which is new", 1, "no last day"),
+    Case("nightly", "The last 3 days, one of them new", 3, "no last day"),
+    Case("first-year", "A year, for the first time", 365, "nothing", (INSERT_AGGREGATE, INSERT_PLAINS)),
+    Case("same-year", "The same year again, unchanged", 365, "the year"),
+    Case("changed-year", "The same year again, 1 % of its jobs changed", 365, "changes"),
+    Case(
+        "day-by-day",
+        "A year for the first time, in one run and in 365",
+        365,
+        "nothing",
+        (INSERT_AGGREGATE, INSERT_PLAINS),
+        (OURSELVES, BY_DAY),
+        (),
+    ),
+)
+MANY = Case("many-tenants", "The last day, which is new, of small tenants", 1, "no last day", users=())
+INDEX = "+index"
+NAMES = [*(case.name + suffix for suffix in ("", INDEX) for case in CASES), MANY.name]
+
+
+@dataclass(frozen=True)
+class Size:
+    """`many`: numbers of small tenants, with 100 jobs each. `indexed`: the cases that are run with the index, too."""
+
+    tenants: int
+    jobs: int
+    rounds: int
+    many: tuple[int, ...]
+    indexed: tuple[str, ...]
+    shared_buffers: str
+
+
+SIZES = {
+    "small": Size(10, 2_000, 2, (10, 100), ("one-day", "nightly"), "512MB"),
+    "full": Size(1_000, 10_000, 5, (1, 100, 10_000), tuple(case.name for case in CASES), "4GB"),
+}
+
+
+@dataclass
+class Row:
+    """What is told of a candidate in a case; ratios are medians over the rounds. `scale`: what its seconds were
+    multiplied with, because it did only a part.
+    """
+
+    case: str
+    candidate: str
+    kind: str
+    tenants: int
+    scale: float
+    runs: list[Run] = field(default_factory=list)
+    watched: dict[str, float] = field(default_factory=dict)
+    to_aggregate: float | None = None
+    to_plain: float | None = None
+    to_ours: float | None = None
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> list[float]:
+        return [run.seconds * self.scale for run in self.runs]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def most(self, what: Callable[[Run], float]) -> float:
+        return max(map(what, self.runs))
+
+    def as_json(self) -> dict[str, Any]:
+        medians = {"median_s": self.median, "ms_per_tenant": 1000 * self.median / self.tenants} if self.runs else {}
+        return asdict(self) | medians
+
+
+class Bench:
+    """A database of tenants, and the cases that are run on it."""
+
+    def __init__(self, conninfo: str, tenants: int, rounds: int, progress: Progress) -> None:
+        self.conninfo, self.rounds, self.progress = conninfo, rounds, progress
+        self.tenants = [f"user_{number}" for number in range(1, tenants + 1)]
+        self.processes: dict[str, Process] = {}
+        self.filled: set[str] = set()
+        self.changes = 0
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.close()
+
+    def each(self, *statements: str) -> None:
+        """The statements for every tenant, whose schema is {0}."""
+
+        def work(connection: psycopg.Connection[Any], tenant: str) -> None:
+            for statement in statements:
+                connection.execute(statement.format(tenant).encode())
+
+        each_tenant(self.conninfo, self.tenants, work)
+
+    def run_case(self, case: Case, suffix: str = "") -> list[Row]:
+        first, last = data.LAST - timedelta(days=case.days - 1), data.LAST
+        aggregate, plains = case.limits
+        candidates = [aggregate, *plains, *case.ours, *(user for user in case.users if not user.missing())]
+        rows = {one.name: self._row(case, suffix, one) for one in candidates}
+        bar = self.progress.add_task(f"{case.name}{suffix}", total=len(candidates) + self.rounds * len(candidates))
+
+        # Warming up: each candidate once, watched, and compared. The shapes of the plain limit compete here.
+        right: Frames = {}
+        fastest: dict[str, float] = {}
+        for one in candidates:
+            self.progress.update(bar, description=f"{case.name}{suffix}, warming up: {one.name}")
+            changes = self.changes
+            self._prepare(case, one)
+            run = self._run(case, one, watched=True)
+            rows[one.name].watched = run.watched
+            if not right or self.changes != changes:
+                right = self._right(first, last)
+            rows[one.name].wrong = self._differences(case, one, right)
+            if one in plains:
+                self._prepare(case, one)
+                fastest[one.name] = min(run.seconds, self._run(case, one).seconds)
+            self.progress.advance(bar)
+        plain = min((one for one in plains if not rows[one.name].wrong), key=lambda one: fastest[one.name])
+        kept = [aggregate, case.ours[0], plain, *case.ours[1:], *(one for one in candidates if one in case.users)]
+        kept = [one for one in kept if not rows[one.name].wrong]
+        self.progress.update(bar, total=len(candidates) + self.rounds * len(kept))
+
+        for number in range(self.rounds):
+            for one in kept if number % 2 == 0 else reversed(kept):
+                self.progress.update(bar, description=f"{case.name}{suffix}, round {number + 1}: {one.name}")
+                self._prepare(case, one)
+                rows[one.name].runs.append(self._run(case, one))
+                self.progress.advance(bar)
+        self.progress.update(bar, description=f"{case.name}{suffix}")
+
+        for row in rows.values():
+            if row.runs:
+                row.to_aggregate = _ratio(row, rows[aggregate.name])
+                row.to_plain = _ratio(row, rows[plain.name])
+                row.to_ours = _ratio(row, rows[case.ours[0].name])
+        return [rows[one.name] for one in candidates if one in kept or rows[one.name].wrong]
+
+    def _row(self, case: Case, suffix: str, one: Candidate) -> Row:
+        tenants, days = self._part(case, one)
+        scale = len(self.tenants) / len(tenants) * case.days / days
+        return Row(case.name + suffix, one.name, one.kind, len(self.tenants), scale)
+
+    def _part(self, case: Case, one: Candidate) -> tuple[Sequence[str], int]:
+        """The tenants and the number of days, up to the last, that a candidate gets."""
+        if one.sampled and case.days > SAMPLED_DAYS:
+            if one.by_day:
+                return self.tenants, SAMPLED_DAYS
+            return self.tenants[: max(SAMPLED_TENANTS, len(self.tenants) // 20)], case.days
+        return self.tenants, case.days
+
+    def _run(self, case: Case, one: Candidate, *, watched: bool = False) -> Run:
+        process = self.processes.setdefault(one.name, Process(one))
+        tenants, days = self._part(case, one)
+        return process.run(self.conninfo, tenants, data.LAST - timedelta(days=days - 1), data.LAST, watched=watched)
+
+    def _right(self, first: Any, last: Any) -> Frames:
+        step = max(1, len(self.tenants) // COMPARED_TENANTS)
+        # The first ones are those that everybody computes.
+        chosen = dict.fromkeys([*self.tenants[:SAMPLED_TENANTS], *self.tenants[::step]])
+        right = {tenant: right_frame(self.conninfo, tenant, first, last) for tenant in chosen}
+        # What is right is itself compared, in a tenant, with the reference of the tests, which is too slow for all.
+        if wrong := reference_differences(self.conninfo, self.tenants[0], right[self.tenants[0]], first, last):
+            raise click.ClickException(f"What is held for right differs from the reference: {wrong}")
+        return right
+
+    def _differences(self, case: Case, one: Candidate, right: Frames) -> list[str]:
+        tenants, days = self._part(case, one)
+        some = {tenant: frame for tenant, frame in right.items() if tenant in set(tenants)}
+        first = data.LAST - timedelta(days=days - 1)
+        return self.processes[one.name].differences(self.conninfo, some, first, data.LAST)
+
+    def _prepare(self, case: Case, one: Candidate) -> None:
+        """What the candidate's table must hold before it is run."""
+        if not one.table:
+            return
+        tables = (OURS, LEDGER) if one.table == OURS else (one.table,)
+        if case.before == "nothing":
+            self.each(*(f"TRUNCATE {{0}}.{table}" for table in tables))
+            # Day by day, only a part of the year comes back.
+            self.filled.discard(one.table)
+            if one is not BY_DAY:
+                self.filled.add(one.table)
+            return
+        if one.table not in self.filled:
+            self._fill(one)
+        # The users' candidates write all rows, whatever changed, so that the changes before our runs do for all.
+        if case.before == "changes" and one.table == OURS:
+            self._change()
+        if case.before == "no last day":
+            self.each(*(f"DELETE FROM {{0}}.{table} WHERE date = '{data.LAST}'" for table in tables))
+
+    def _fill(self, one: Candidate) -> None:
+        """The year, computed by us; others get a copy."""
+        if OURS not in self.filled:
+            year = Case("", "", data.DAYS, "the year")
+            self._run(year, STATEMENTS)
+            self.filled.add(OURS)
+        if one.table != OURS:
+            table = f"{{0}}.{one.table}"
+            self.each(f"TRUNCATE {table}", f"INSERT INTO {table} SELECT * FROM {{0}}.{OURS}", f"VACUUM ANALYZE {table}")
+        else:
+            self.each(f"VACUUM ANALYZE {{0}}.{OURS}", f"VACUUM ANALYZE {{0}}.{LEDGER}")
+        self.filled.add(str(one.table))
+
+    def _change(self) -> None:
+        """Changes every hundredth job, others each time, and reads all, so that nobody pays for hint bits."""
+        self.changes += 1
+        self.each(
+            "UPDATE {0}.marketplace_jobs SET retry_count = retry_count + 1 "
+            f"WHERE id % 100 = {self.changes % 100} AND status IN ('completed', 'failed')",
+            "SELECT count(*) FROM {0}.marketplace_jobs WHERE retry_count >= 0",
+        )
+
+
+def _ratio(row: Row, other: Row) -> float | None:
+    if row is other or not other.runs:
+        return None
+    return statistics.median(mine / its for mine, its in zip(row.seconds, other.seconds, strict=True))
+
+
+def table_of(title: str, rows: Sequence[Row]) -> Table:
+    table = Table(title=title, title_justify="left")
+    names = ("seconds", "ms a tenant", "to aggregate", "to plain", "to ours", "WAL MB", "tuples written")
+    for name in ("candidate", *names, "process MB (grown)", "largest backend MB", "locks"):
+        table.add_column(name, justify="left" if name == "candidate" else "right")
+    for row in rows:
+        if not row.runs:
+            table.add_row(row.candidate, f"[red]computes something else: {row.wrong[0]}")
+            continue
+        about = "≈ " if row.scale != 1 else ""
+        ratios = (f"{ratio:.2f}" if ratio else "" for ratio in (row.to_aggregate, row.to_plain, row.to_ours))
+        table.add_row(
+            row.candidate,
+            f"{about}{row.median:.3f}",
+            f"{1000 * row.median / row.tenants:.2f}",
+            *ratios,
+            f"{row.scale * statistics.median(run.wal_mb for run in row.runs):,.2f}",
+            f"{row.scale * statistics.median(sum(run.tuples.values()) for run in row.runs):,.0f}",
+            f"{row.most(lambda run: run.process_mb):,.0f} ({row.most(lambda run: run.grown_mb):,.0f})",
+            f"{row.watched['backend_mb']:,.0f}",
+            f"{row.watched['most_locks']:,.0f}",
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class Target:
+    """Meant for the full size: what is fixed about a run weighs more in a smaller one."""
+
+    text: str
+    value: float
+    limit: float
+
+    @property
+    def is_met(self) -> bool:
+        return self.value <= self.limit
+
+
+def targets(rows: Sequence[Row]) -> list[Target]:
+    """What is to be reached, as far as it was measured."""
+    found = []
+    by_name = {(row.case, row.candidate): row for row in rows if row.runs}
+    for case in dict.fromkeys(row.case for row in rows):
+        ours = by_name.get((case, OURSELVES.name))
+        if ours is None:
+            continue
+        if case.startswith("day-by-day"):
+            days = by_name[case, BY_DAY.name]
+            found.append(Target(f"{case}: one run, to 365 runs", 1 / (days.to_ours or 1), 0.05))
+            continue
+        found.append(Target(f"{case}: ours, to the aggregate", ours.to_aggregate or 0, 1.5))
+        users = [row.to_ours for row in rows if row.case == case and row.kind == "user's" and row.to_ours]
+        if users:
+            found.append(Target(f"{case}: ours, to the fastest that a user would write", 1 / min(users), 1))
+        if case.startswith("same-year"):
+            tuples = ours.most(lambda run: sum(run.tuples.values()))
+            found.append(Target(f"{case}: tuples that we write", tuples, 0))
+        found.append(Target(f"{case}: locks of a session of ours", ours.watched["most_locks"], 64))
+        found.append(Target(f"{case}: MB of our largest backend", ours.watched["backend_mb"], 64))
+        found.append(Target(f"{case}: MB that our process grows by", ours.most(lambda run: run.grown_mb), 256))
+    many = [row for row in rows if row.candidate == OURSELVES.name and MANY.name in row.case]
+    if len(many) > 1:
+        few, most = many[-2:]
+        growth = (most.median / most.tenants) / (few.median / few.tenants)
+        found.append(Target(f"{MANY.name}: a tenant of {most.tenants:,}, to one of {few.tenants:,}", growth, 1.2))
+    return found
+
+
+def run_all(server: str, size: Size, only: Sequence[str], progress: Progress) -> list[Row]:
+    wanted = [name for name in NAMES if not only or name in only or name.removesuffix(INDEX) in only]
+    rows: list[Row] = []
+
+    def database(name: str, tenants: int, jobs: int) -> Bench:
+        progress.console.print(f"Making {tenants:,} tenants with {jobs:,} jobs and {3 * jobs:,} tasks each")
+        conninfo = create_database(server, name)
+        data.make(conninfo, tenants, jobs)
+        bench = Bench(conninfo, tenants, size.rounds, progress)
+        bench.each(
+            *(f"CREATE TABLE {{0}}.{table} (LIKE {{0}}.{OURS} INCLUDING ALL)" for table in OTHER_TABLES),
+        )
+        return bench
+
+    def show(case: Case, found: list[Row], suffix: str, of: str) -> None:
+        rows.extend(found)
+        progress.console.print(table_of(f"{case.name}{suffix}: {case.title}; {of}", found), "")
+
+    if any(name != MANY.name for name in wanted):
+        of = f"{size.tenants:,} tenants with {size.jobs:,} jobs each, medians of {size.rounds} rounds"
+        with contextlib.closing(database("bench", size.tenants, size.jobs)) as bench:
+            for case in CASES:
+                if case.name in wanted:
+                    show(case, bench.run_case(case), "", of)
+            indexed = [case for case in CASES if case.name + INDEX in wanted and case.name in (only or size.indexed)]
+            indexed += [case for case in CASES if case.name + INDEX in only and case not in indexed]
+            if indexed:
+                bench.each(COVERING_INDEX, "VACUUM ANALYZE {0}.marketplace_jobs")
+            for case in indexed:
+                show(case, bench.run_case(case, INDEX), INDEX, of)
+    if MANY.name in wanted:
+        for tenants in size.many:
+            with contextlib.closing(database(f"many_{tenants}", tenants, 100)) as bench:
+                of = f"{tenants:,} tenants with 100 jobs each"
+                show(MANY, bench.run_case(MANY, f" ({tenants:,})"), f" ({tenants:,})", of)
+    return rows
+
+
+@click.command(help=__doc__)
+@click.option("--size", type=click.Choice(list(SIZES)), default="small", show_default=True)
+@click.option("--tenants", type=int, help="How many tenants, instead of the size's.")
+@click.option("--jobs", type=int, help="How many jobs each, and three times as many tasks.")
+@click.option("--rounds", type=int, help="How many rounds.")
+@click.option("--only", multiple=True, type=click.Choice(NAMES), help="Only this case; may be given several times.")
+def main(size: str, tenants: int | None, jobs: int | None, rounds: int | None, only: tuple[str, ...]) -> None:
+    base = SIZES[size]
+    chosen = Size(
+        tenants or base.tenants,
+        jobs or base.jobs,
+        rounds or base.rounds,
+        base.many,
+        base.indexed,
+        base.shared_buffers if not tenants else SIZES["full"].shared_buffers,
+    )
+    console = Console(width=None if Console().is_terminal else 160)
+    for name in os.environ:
+        if name.startswith(("STATS_", "PG", "DAGSTER_")) or name in ("DATABASE_URL", "ALERT_WEBHOOK_URL"):
+            del os.environ[name]  # None of the user's own settings may reach a candidate.
+    for user in USERS:
+        if missing := user.missing():
+            console.print(f"Left out: {user.name}, since {', '.join(missing)} is not installed; `make bench` does that")
+    settings = {
+        "fsync": "on",
+        "autovacuum": "off",
+        "shared_buffers": chosen.shared_buffers,
+        # No checkpoint but those before each run.
+        "max_wal_size": "32GB",
+        "checkpoint_timeout": "1d",
+    }
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with running_server(**settings) as server, Progress(*columns, console=console) as progress:
+        rows = run_all(server, chosen, only, progress)
+    found = targets(rows)
+    table = Table("target", "measured", "at most", "", title="Targets of the full size", title_justify="left")
+    for target in found:
+        verdict = "[green]met" if target.is_met else "[red]missed"
+        table.add_row(target.text, f"{target.value:.2f}", f"{target.limit:g}", verdict)
+    console.print(table)
+    RESULT.parent.mkdir(exist_ok=True)
+    content = {
+        "size": asdict(chosen),
+        "settings": settings,
+        "rows": [row.as_json() for row in rows],
+        "targets": [asdict(target) | {"is_met": target.is_met} for target in found],
+    }
+    RESULT.write_text(json.dumps(content, indent=1))
+    console.print(f"Also in {RESULT}")
+    if wrong := [row for row in rows if row.wrong]:
+        lines = [f"{row.case}, {row.candidate}: {one}" for row in wrong for one in row.wrong]
+        raise click.ClickException("\n".join(["Some compute something else:", *lines]))
+
+
+if __name__ == "__main__":
+    main()
