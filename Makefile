@@ -33,9 +33,20 @@ lock: install ## Pin the newest versions that pyproject.toml allows.
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-strip-extras --no-header --upgrade --quiet -o requirements.lock
+	$(BIN)/uv pip compile --group bench --constraint requirements.lock --universal --python-version 3.11 \
+		--generate-hashes --no-strip-extras --no-header --upgrade --quiet -o tests/benchmarks/requirements.txt
 
-bench: install ## Measure against the limits, on a PostgreSQL of its own; a small size. See docs/migration.md.
+# The size of the stats' benchmark: `make bench SIZE=full` takes hours.
+SIZE ?= small
+
+bench: .venv/.bench ## Measure against the limits, on a PostgreSQL of its own; a small size. See docs/migration.md.
 	$(BIN)/python -m tests.benchmarks.migration
+	$(BIN)/python -m tests.benchmarks.stats --size $(SIZE)
+
+# What only the benchmark compares with: nothing else needs it, so that `make install` leaves it out.
+.venv/.bench: .venv/.installed tests/benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/benchmarks/requirements.txt
+	touch $@
 
 stop: ## Stop the embedded PostgreSQL.
 	@test ! -d .venv || $(BIN)/python -m pipelines.local

@@ -368,7 +368,8 @@ def targets(rows: Sequence[Row]) -> list[Target]:
 
 
 def run_all(server: str, size: Size, only: Sequence[str], progress: Progress) -> list[Row]:
-    wanted = [name for name in NAMES if not only or name in only or name.removesuffix(INDEX) in only]
+    names = [*(case.name for case in CASES), *(name + INDEX for name in size.indexed), MANY.name]
+    wanted = [name for name in names if not only] or list(only)
     rows: list[Row] = []
 
     def database(name: str, tenants: int, jobs: int) -> Bench:
@@ -391,8 +392,7 @@ def run_all(server: str, size: Size, only: Sequence[str], progress: Progress) ->
             for case in CASES:
                 if case.name in wanted:
                     show(case, bench.run_case(case), "", of)
-            indexed = [case for case in CASES if case.name + INDEX in wanted and case.name in (only or size.indexed)]
-            indexed += [case for case in CASES if case.name + INDEX in only and case not in indexed]
+            indexed = [case for case in CASES if case.name + INDEX in wanted]
             if indexed:
                 bench.each(COVERING_INDEX, "VACUUM ANALYZE {0}.marketplace_jobs")
             for case in indexed:
@@ -410,7 +410,7 @@ def run_all(server: str, size: Size, only: Sequence[str], progress: Progress) ->
 @click.option("--tenants", type=int, help="How many tenants, instead of the size's.")
 @click.option("--jobs", type=int, help="How many jobs each, and three times as many tasks.")
 @click.option("--rounds", type=int, help="How many rounds.")
-@click.option("--only", multiple=True, type=click.Choice(NAMES), help="Only this case; may be given several times.")
+@click.option("--only", multiple=True, type=click.Choice(NAMES), help="Only this; may be given several times.")
 def main(size: str, tenants: int | None, jobs: int | None, rounds: int | None, only: tuple[str, ...]) -> None:
     base = SIZES[size]
     chosen = Size(
@@ -425,6 +425,7 @@ def main(size: str, tenants: int | None, jobs: int | None, rounds: int | None, o
     for name in os.environ:
         if name.startswith(("STATS_", "PG", "DAGSTER_")) or name in ("DATABASE_URL", "ALERT_WEBHOOK_URL"):
             del os.environ[name]  # None of the user's own settings may reach a candidate.
+    os.environ["PYTHONWARNINGS"] = "ignore:XDG_RUNTIME_DIR is not set"  # The candidates' processes would all tell.
     for user in USERS:
         if missing := user.missing():
             console.print(f"Left out: {user.name}, since {', '.join(missing)} is not installed; `make bench` does that")
