@@ -130,6 +130,7 @@ def execute(
 
 
 def make_durable(conninfo: str) -> None:
+    """Waits until all that was committed before is on disk: the log is written in order."""
     with psycopg.connect(conninfo) as connection:
         connection.execute("SELECT pg_logical_emit_message(true, 'benchmark', '')")
 
@@ -188,7 +189,7 @@ _APART = f"""
 _TASKS_FIRST = f"""
     SELECT date, action_type_id, marketplace, {_JOB_SUMS}, {_OUTER_SUMS} PERCENTILES
       FROM ({_FINISHED}) AS f
-      LEFT JOIN (SELECT job_id, {_TASK_SUMS.replace("retry_count), 0)::bigint", "retry_count), 0)")}
+      LEFT JOIN (SELECT job_id, {_TASK_SUMS}
                    FROM SCHEMA.marketplace_tasks AS t WHERE t.status IN ('success', 'failed', 'timeout')
                   GROUP BY job_id) AS k ON k.job_id = f.id AND f.status IN ('completed', 'failed')
      GROUP BY date, action_type_id, marketplace"""
@@ -233,6 +234,7 @@ PLAIN = {"twice": _TWICE, "apart": _APART, "tasks first": _TASKS_FIRST}
 
 
 def plain(shape: str, tenant: str) -> str:
+    """The hand-written SELECT of this shape."""
     return PLAIN[shape].replace("PERCENTILES", "").replace("SCHEMA", tenant)
 
 
