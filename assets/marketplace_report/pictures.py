@@ -107,13 +107,16 @@ def _draw_failures(axes: Axes, failures: pd.DataFrame) -> None:
     labels = [
         action if len(action) <= LONGEST_LABEL else f"{action[: LONGEST_LABEL - 1]}…" for action in failures.index
     ]
+    places = range(len(failures))
     left: Any = 0
     for name in MARKETPLACES:
         widths = failures[name].to_numpy(dtype=float)
-        axes.barh(labels, widths, left=left, color=COLORS[name], height=0.7)
+        axes.barh(places, widths, left=left, color=COLORS[name], height=0.7)
         left = left + widths
     _count(axes.xaxis)
     axes.grid(axis="x", alpha=0.3)
+    # By their place, because shortened codes may be alike; and a dollar sign is no formula.
+    axes.set_yticks(places, labels, parse_math=False)
     # From above, and no bar is thicker than with some more below it.
     axes.set_ylim(max(len(failures), 6) - 0.5, -0.5)
     if not len(failures):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from assets.marketplace_daily_summary.table import COLUMNS
 from assets.marketplace_report import numbers, page
-from assets.marketplace_report.pictures import draw
+from assets.marketplace_report.pictures import data_uri, draw
 from pipelines import sketch
 
 LAST = date(2026, 3, 10)
@@ -161,6 +161,16 @@ def test_odd_data_make_a_page_too(rows: list[dict[str, Any]]) -> None:
     assert "<script" not in html
     assert "http" not in html
     assert html.count('src="data:') == html.count("src=") == 2
+
+
+def test_codes_that_look_alike_have_bars_of_their_own() -> None:
+    """Also if they are too long to be told apart, or look like a formula."""
+    codes = ["a_very_long_action_code_1", "a_very_long_action_code_2", "$\\nonsense$", "<b>"]
+    rows = [row(0, 9, failed, action_code=code) for failed, code in enumerate(codes, start=1)]
+    figure = draw(frame(rows), numbers.last_days(LAST, 30))
+    assert [bar.get_y() + bar.get_height() / 2 for bar in figure.axes[3].containers[0]] == [0, 1, 2, 3]
+    assert heights(figure, 3)[0] == [4, 3, 2, 1]
+    assert data_uri(figure, "png").startswith("data:image/png;base64,")
 
 
 def heights(figure: Figure, panel: int) -> list[list[float]]:
