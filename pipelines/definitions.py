@@ -1,6 +1,7 @@
 """Start here: everything that Dagster loads, put together by `build_defs`."""
 
 import warnings
+from functools import cache
 
 import dagster as dg
 
@@ -81,7 +82,9 @@ def build_defs(settings: Settings) -> dg.Definitions:
     )
 
 
+# Dagster asks for them half a dozen times for one command, and would have everything built again each time.
 @dg.definitions
+@cache
 def defs() -> dg.Definitions:
     """What Dagster loads. Raises UsageError where the environment holds a value that is not allowed."""
     return build_defs(Settings.from_env())
