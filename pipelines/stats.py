@@ -1,14 +1,18 @@
 """The read side: the stats of the last days as a frame, and `python -m pipelines.stats` for the command line.
 
 All tenants together come from the summary, one tenant from its own table. Nothing is written.
+
+The command takes half a second, and would take two with Dagster and pandas, so neither is imported for it.
 """
 
+import csv
 import json
-from collections.abc import Sequence
-from typing import Any
+import sys
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import click
-import pandas as pd
 import sqlalchemy as sa
 
 from models import MARKETPLACES
@@ -16,9 +20,11 @@ from models.stats import MarketplaceJobStats
 from models.summary import MarketplaceDailySummary
 from pipelines.action_types import UNKNOWN, action_types
 from pipelines.database import connected, conninfo, create_engine, require_table
-from pipelines.partitions import day_partitions
 from pipelines.settings import Settings, UsageError
 from pipelines.tenants import choose_tenants, on_tenant
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = (
     "date",
@@ -48,39 +54,54 @@ WIDTH = 130
 _stats, _summary = MarketplaceJobStats.__table__, MarketplaceDailySummary.__table__
 
 
-def get_stats(days: int = 7, marketplace: str | None = None, tenant: str | None = None) -> pd.DataFrame:
+def get_stats(days: int = 7, marketplace: str | None = None, tenant: str | None = None) -> "pd.DataFrame":
     """The stats of the last `days` closed days: one row per day, marketplace and action, with the columns COLUMNS.
 
     Of all marketplaces unless one is named; of one tenant if it is named, else the sums over all tenants, from the
     summary. Durations are in milliseconds, `success_rate` goes from 0 to 1; both are null where there is nothing to
     divide by. Raises UsageError for a marketplace or tenant that is not there.
     """
+    import pandas as pd  # Not at the top: the command line makes no frame.
+
+    return pd.DataFrame(_records(days, marketplace, tenant), columns=list(COLUMNS), dtype=object).convert_dtypes()
+
+
+def _records(days: int, marketplace: str | None, tenant: str | None) -> list[dict[str, Any]]:
+    """The rows of `get_stats`, in order, each by column."""
     if days < 1:
         raise UsageError(f"--days {days} is not allowed: give 1 or more.")
     if marketplace is not None and marketplace not in MARKETPLACES:
         raise UsageError(f"There is no marketplace {marketplace!r}: use one of {', '.join(MARKETPLACES)}.")
-    keys = day_partitions(Settings.from_env()).get_partition_keys()[-days:]
+    closed = closed_days(Settings.from_env(), days, datetime.now(UTC))
     where = conninfo()
     with connected(create_engine(where), where) as connection:
-        if not keys:
-            rows: list[dict[str, Any]] = []
-        elif tenant is None:
-            rows = _of_all(connection, keys, marketplace)
-        else:
-            rows = _of_tenant(connection, tenant, keys, marketplace)
-    frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
-    return frame.sort_values(["date", "marketplace", "action_code"], ignore_index=True).convert_dtypes()
+        rows = (
+            _of_all(connection, closed, marketplace)
+            if tenant is None
+            else _of_tenant(connection, tenant, closed, marketplace)
+        )
+    rows.sort(key=lambda row: (row["date"], row["marketplace"], row["action_code"]))
+    return [{name: row[name] for name in COLUMNS} for row in rows]
 
 
-def _of_all(connection: sa.Connection, keys: Sequence[str], marketplace: str | None) -> list[dict[str, Any]]:
+def closed_days(settings: Settings, days: int, now: datetime) -> tuple[date, date]:
+    """The first and the last of the last `days` days that have closed by now; the first is later if there is none.
+
+    They are those of `pipelines.partitions`, which needs Dagster. Only days are chosen here, no instants of a day.
+    """
+    last = now.astimezone(ZoneInfo(settings.time_zone)).date() - timedelta(days=1)
+    return last - timedelta(days=min(days, (last - settings.start_date).days + 1) - 1), last
+
+
+def _of_all(connection: sa.Connection, closed: tuple[date, date], marketplace: str | None) -> list[dict[str, Any]]:
     with connection.begin():
         require_table(connection, _summary)
         query = sa.select(*(_summary.c[name] for name in COLUMNS))
-        return _read(connection, query, _summary, keys, marketplace)
+        return _read(connection, query, _summary, closed, marketplace)
 
 
 def _of_tenant(
-    connection: sa.Connection, schema: str, keys: Sequence[str], marketplace: str | None
+    connection: sa.Connection, schema: str, closed: tuple[date, date], marketplace: str | None
 ) -> list[dict[str, Any]]:
     with connection.begin():
         [tenant] = choose_tenants(connection, [schema])
@@ -90,7 +111,7 @@ def _of_tenant(
     names = [name for name in COLUMNS if name in _stats.c]
     with on_tenant(connection, schema).begin():
         query = sa.select(_stats.c.action_type_id, *(_stats.c[name] for name in names))
-        rows = _read(connection, query, _stats, keys, marketplace)
+        rows = _read(connection, query, _stats, closed, marketplace)
     for row in rows:
         action = types.get(row["action_type_id"])
         row["action_code"], row["action_name"] = (action.code, action.name) if action else (UNKNOWN, UNKNOWN)
@@ -99,9 +120,13 @@ def _of_tenant(
 
 
 def _read(
-    connection: sa.Connection, query: sa.Select[Any], table: sa.Table, keys: Sequence[str], marketplace: str | None
+    connection: sa.Connection,
+    query: sa.Select[Any],
+    table: sa.Table,
+    closed: tuple[date, date],
+    marketplace: str | None,
 ) -> list[dict[str, Any]]:
-    query = query.where(table.c.date.between(sa.cast(keys[0], sa.Date), sa.cast(keys[-1], sa.Date)))
+    query = query.where(table.c.date.between(*closed))
     if marketplace is not None:
         query = query.where(table.c.marketplace == marketplace)
     return [dict(row) for row in connection.execute(query).mappings()]
@@ -113,17 +138,18 @@ def _read(
 @click.option("--tenant", help="A schema, for instance user_7; default the sums over all tenants.")
 @click.option("--format", "kind", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 def main(days: int, marketplace: str | None, tenant: str | None, kind: str) -> None:
-    frame = get_stats(days, marketplace, tenant)
+    rows = _records(days, marketplace, tenant)
     if kind == "csv":
-        click.echo(frame.to_csv(index=False), nl=False)
+        writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     elif kind == "json":
-        records = frame.astype(object).where(frame.notna(), None).to_dict("records")
-        click.echo(json.dumps(records, default=str, indent=1))
+        click.echo(json.dumps(rows, default=str, indent=1))
     else:
-        _print_table(frame)
+        _print_table(rows)
 
 
-def _print_table(frame: pd.DataFrame) -> None:
+def _print_table(rows: list[dict[str, Any]]) -> None:
     """The columns that fit on a line, for people."""
     from rich import box
     from rich.console import Console
@@ -134,7 +160,7 @@ def _print_table(frame: pd.DataFrame) -> None:
         table.add_column(header, no_wrap=True)
     for header in ("jobs", "failed", "success", "mean ms", "p50 ms", "p95 ms", "tasks", "retries"):
         table.add_column(header, justify="right", no_wrap=True)
-    for row in frame.to_dict("records"):
+    for row in rows:
         durations = (row["avg_duration_ms"], row["p50_duration_ms"], row["p95_duration_ms"])
         table.add_row(
             str(row["date"]),
@@ -142,18 +168,18 @@ def _print_table(frame: pd.DataFrame) -> None:
             row["action_code"],
             _number(row["total_jobs"]),
             _number(row["failure_count"]),
-            "-" if pd.isna(row["success_rate"]) else f"{row['success_rate']:.1%}",
+            "-" if row["success_rate"] is None else f"{row['success_rate']:.1%}",
             *map(_number, durations),
             _number(row["total_tasks"]),
             _number(row["retry_count"]),
         )
     console = Console()
     console.width = max(console.width, WIDTH)  # Rather wrapped by a narrow terminal than cut.
-    console.print(table if len(frame) else "no rows")
+    console.print(table if rows else "no rows")
 
 
 def _number(value: Any) -> str:
-    return "-" if pd.isna(value) else f"{value:,.0f}"
+    return "-" if value is None else f"{value:,.0f}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What Dagster loads: names of the contract, the schedule's ticks, the days."""
 
 import re
-from datetime import timedelta
+from datetime import date, timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,9 +9,10 @@ import dagster as dg
 import pytest
 
 from models.stats import MarketplaceJobStats
-from pipelines.definitions import build_defs
+from pipelines.definitions import build_defs, defs
 from pipelines.partitions import Window, day_partitions
 from pipelines.settings import Settings, UsageError
+from pipelines.stats import closed_days
 from tests.conftest import ROOT
 
 KEY = dg.AssetKey(["marketplace_job_stats"])
@@ -25,6 +26,11 @@ def test_the_definitions_have_the_names_of_the_contract() -> None:
     schedule = definitions.resolve_schedule_def("marketplace_job_stats_schedule")
     assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
     assert definitions.resolve_assets_def(KEY).backfill_policy == dg.BackfillPolicy.single_run()
+
+
+def test_the_definitions_are_built_once() -> None:
+    """Dagster asks for them several times in a process, and gets the same ones."""
+    assert defs() is defs()
 
 
 def test_the_columns_are_described() -> None:
@@ -103,7 +109,10 @@ def test_a_prefix_is_put_before_all_keys() -> None:
     assert dg.AssetKey(["eu", "marketplace_job_stats"]) in keys
 
 
-@pytest.mark.parametrize("zone", ["UTC", "Europe/Paris", "America/Havana", "Atlantic/Azores", "Australia/Lord_Howe"])
+ZONES = ["UTC", "Europe/Paris", "America/Havana", "Atlantic/Azores", "Australia/Lord_Howe"]
+
+
+@pytest.mark.parametrize("zone", ZONES)
 def test_the_days_of_a_window_leave_no_instant_out(zone: str) -> None:
     """A year of partitions is a chain of half-open windows of 23 to 25 hours."""
     partitions = day_partitions(Settings.from_env({"STATS_TIMEZONE": zone}))
@@ -115,3 +124,20 @@ def test_the_days_of_a_window_leave_no_instant_out(zone: str) -> None:
     assert timedelta(hours=23) <= min(lengths) <= max(lengths) <= timedelta(hours=25)
     with pytest.raises(UsageError, match="do not follow each other"):
         Window.of(partitions, keys)
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_the_read_side_has_the_same_days(zone: str) -> None:
+    """It does without Dagster, but a day closes at the instant at which its partition ends, to the second."""
+    settings = Settings.from_env({"STATS_TIMEZONE": zone, "STATS_START_DATE": "2025-01-01"})
+    partitions = day_partitions(settings)
+    whole = partitions.get_partition_keys_in_range(dg.PartitionKeyRange("2025-01-01", "2025-12-31"))
+    window = Window.of(partitions, whole)
+    second, ends = timedelta(seconds=1), (*window.starts[1:], window.end)
+    for day, end in zip(window.dates, ends, strict=True):
+        assert closed_days(settings, 1, end) == (day, day)
+        assert closed_days(settings, 1, end - second)[1] == day - timedelta(days=1)
+    assert closed_days(settings, 7, window.end) == (date(2025, 12, 25), date(2025, 12, 31))
+    assert closed_days(settings, 10**9, window.end) == (date(2025, 1, 1), date(2025, 12, 31))
+    first, last = closed_days(settings, 7, ends[0] - second)
+    assert first > last
