@@ -38,14 +38,22 @@ LOCATION = "{ workspaceOrError { ... on Workspace { locationEntries { locationOr
 
 
 def settings(unit: str) -> dict[str, list[str]]:
-    """What a unit's service says, each setting with all its values."""
-    text = (ROOT / "deploy" / f"marketplace-stats-{unit}.service").read_text().replace("\\\n", " ")
+    """What a unit's service says, each setting with all its values; code@eu is an instance of code@."""
+    template, at, instance = unit.partition("@")
+    text = (ROOT / "deploy" / f"marketplace-stats-{template}{at}.service").read_text()
+    text = text.replace("\\\n", " ").replace("%i", instance)
     found: dict[str, list[str]] = {}
     for line in text.partition("[Service]")[2].splitlines():
         if re.match("[A-Z]", line):
             name, _, value = line.partition("=")
             found.setdefault(name, []).append(value)
     return found
+
+
+def example(name: str) -> dict[str, str]:
+    """What an example of an environment file sets."""
+    lines = (ROOT / "deploy" / name).read_text().splitlines()
+    return {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines if line[:1].isalpha())}
 
 
 def free_port() -> str:
@@ -61,6 +69,7 @@ class Deployment:
     variables: dict[str, str]
     ports: dict[str, str] = field(default_factory=lambda: {"3000": free_port(), "4000": free_port()})
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    databases: dict[str, dict[str, str]] = field(default_factory=dict)  # Each one's own environment file, by its name.
 
     def __post_init__(self) -> None:
         self.checkout = self.folder / "checkout"
@@ -76,18 +85,15 @@ class Deployment:
             (self.checkout / "deploy" / path.name).write_text(self.placed(path.read_text()))
         (self.checkout / "deploy" / "health").chmod(0o755)
         # The example is complete: the test fills in what it leaves empty or has to be changed, and adds nothing.
-        example = dict(
-            line.split("=", 1) for line in (ROOT / "deploy" / "environment.example").read_text().splitlines()
-            if re.match("[A-Z]", line)
-        )  # fmt: skip
-        assert self.variables.keys() <= example.keys()
-        self.variables = {name: self.placed(value.strip("'")) for name, value in example.items()} | self.variables
+        given = example("environment.example")
+        assert self.variables.keys() <= given.keys()
+        self.variables = {name: self.placed(value) for name, value in given.items()} | self.variables
 
     def placed(self, text: str) -> str:
         """What stands in a file, with the folders and ports of this test."""
         text = text.replace("/opt/marketplace-stats", str(self.checkout))
         text = text.replace("/var/lib/marketplace-stats", str(self.state))
-        return re.sub(r"\b(3000|4000)\b", lambda match: self.ports[match[0]], text)
+        return re.sub(rf"\b({'|'.join(self.ports)})\b", lambda match: self.ports[match[0]], text)
 
     def start(self, unit: str, *without: str) -> subprocess.Popen[bytes]:
         """The unit's commands in its folder, with its environment: the file wins over what the unit says itself.
@@ -96,14 +102,20 @@ class Deployment:
         """
         found = settings(unit)
         own = dict(value.split("=", 1) for value in found.get("Environment", []))
-        given = {name: value for name, value in self.variables.items() if name not in without}
+        given = self.variables | self.databases.get(unit.partition("@")[2], {})
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(self.state),
+            **own,
+            **{name: value for name, value in given.items() if name not in without},
+        }
         before = found.get("ExecStartPre", [])
         for command in (*before, *found["ExecStart"]):
             with self.output(unit).open("ab") as stream:
                 process = self.processes[unit] = subprocess.Popen(
-                    shlex.split(self.placed(command)),
+                    shlex.split(re.sub(r"\$\{(\w+)\}", lambda match: environment[match[1]], self.placed(command))),
                     cwd=self.placed(found["WorkingDirectory"][0]),
-                    env={"PATH": "/usr/bin:/bin", "HOME": str(self.state), **own, **given},
+                    env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=stream,
                     stderr=stream,
@@ -129,9 +141,8 @@ class Deployment:
         process.wait()
 
     def stop_all(self) -> None:
-        for unit in (DAEMON, WEB, HEALTH, CODE):
-            if unit in self.processes:
-                self.stop(unit)
+        for unit in sorted(self.processes, key=(DAEMON, WEB, HEALTH).__contains__, reverse=True):
+            self.stop(unit)
 
     def health(self) -> tuple[int, list[str]]:
         """The status of the health check, and what it says."""
@@ -155,20 +166,24 @@ class Deployment:
         deadline = time.monotonic() + seconds
         while not (value := is_so()):
             if time.monotonic() > deadline:
-                outputs = (self.output(unit) for unit in (CODE, DAEMON, WEB))
-                pytest.fail("\n".join(path.read_text()[-4000:] for path in outputs if path.exists()))
+                pytest.fail("\n".join(self.output(unit).read_text()[-4000:] for unit in self.processes))
             time.sleep(0.2)
         return value
+
+
+def dagster_url(server: str, name: str) -> str:
+    """A new database for Dagster's own records, as the guide has it made."""
+    conninfo = create_database(server, name)
+    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'dagster'").fetchone():
+            connection.execute("CREATE ROLE dagster LOGIN")
+        connection.execute(f'ALTER DATABASE "{name}" OWNER TO dagster'.encode())
+    return url_of(conninfo, "dagster").replace("://", "+psycopg2://")
 
 
 @pytest.fixture
 def deployment(server: str, database: str, tmp_path: Path) -> Iterator[Deployment]:
     """Set up and not yet started; two jobs at noon of yesterday in each tenant, and a database of Dagster's own."""
-    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
-        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'dagster'").fetchone():
-            connection.execute("CREATE ROLE dagster LOGIN")
-        own = psycopg.conninfo.conninfo_to_dict(create_database(server, f"dagster_{tmp_path.name}"))["dbname"]
-        connection.execute(f'ALTER DATABASE "{own}" OWNER TO dagster'.encode())
     with psycopg.connect(database, autocommit=True) as connection:
         for schema in TENANTS:
             connection.execute(
@@ -176,10 +191,12 @@ def deployment(server: str, database: str, tmp_path: Path) -> Iterator[Deploymen
                     SELECT 'vinted', 1, 'completed', %s FROM generate_series(1, 2)""",
                 [datetime.now(UTC).replace(hour=12) - timedelta(1)],
             )
-    url = url_of(f"{server} dbname={own}", "dagster")
     deployment = Deployment(
         tmp_path / "deployment",
-        {"DATABASE_URL": run_url(database), "DAGSTER_POSTGRES_URL": url.replace("://", "+psycopg2://")},
+        {
+            "DATABASE_URL": run_url(database),
+            "DAGSTER_POSTGRES_URL": dagster_url(server, f"dagster_{tmp_path.name}"),
+        },
     )
     with ExitStack() as stack:
         stack.callback(deployment.stop_all)
@@ -210,7 +227,7 @@ def test_the_units_run_a_range(deployment: Deployment, database: str) -> None:
     assert "event_logs" in tables(own)
     assert not tables(own) & tables(database) and "marketplace_action_types" in tables(database)
 
-    alive = ["web server: alive", "daemon: alive", "code server: alive"]
+    alive = ["web server: alive", "daemon: alive", f"code server {deployment.ports['4000']}: alive"]
     assert deployment.health() == (0, alive)
     for number, unit in enumerate((WEB, DAEMON, CODE)):
         deployment.stop(unit)
@@ -245,4 +262,4 @@ def test_the_units_are_understood(deployment: Deployment) -> None:
         timeout=60,
     )
     assert (verified.returncode, verified.stderr) == (0, "")
-    assert len(units) == 5
+    assert len(units) == 6
