@@ -24,6 +24,11 @@ from pipelines.settings import Settings
 warnings.filterwarnings("ignore", message=".*CodeReference|.*code_references", category=dg.BetaWarning)
 
 
+# Goes before the stats in the queue. Dagster counts runs that wait for their pool as if they were at work, so three
+# backfills that wait would use up what deploy/dagster.yaml allows a database, and hold back what waits for no pool.
+SOON = {"dagster/priority": "1"}
+
+
 def build_defs(settings: Settings) -> dg.Definitions:
     """The definitions for one database; the same for production and for tests. Connects to nothing."""
     partitions = day_partitions(settings)
@@ -42,6 +47,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
     summary_job = dg.define_asset_job(
         "marketplace_daily_summary_job",
         selection=[summary],
+        tags=SOON,
         description="Adds up the stats of all tenants, for a range of days. Its sensor starts it, after the stats have "
         "changed.\n\n*When it is red*, the error names the tenants that are missing in the sums. Mend what it says; "
         "the sensor starts it again the next day, or start it by hand.",
@@ -50,12 +56,14 @@ def build_defs(settings: Settings) -> dg.Definitions:
     report_job = dg.define_asset_job(
         "marketplace_report_job",
         selection=[report],
+        tags=SOON,
         description="Makes the report page. Its sensor starts it, after each run of the summary.\n\n*When it is red*, "
         "the page from before is still there. Mend what the error says, and start it again.",
     )
     check_job = dg.define_asset_job(
         "yesterday_is_there_job",
         selection=dg.AssetSelection.checks(yesterday_check),
+        tags=SOON,
         description="Warns if yesterday is not in the ledger of every tenant. Its schedule starts it in the morning."
         "\n\n*When it is red*, the check could not be made, for the reason that the error says. If only the check is "
         "red, it tells what to do.",
