@@ -250,6 +250,28 @@ def test_without_a_database_nothing_starts(deployment: Deployment) -> None:
     assert not (deployment.checkout / ".local").exists()
 
 
+def test_a_command_says_which_database_it_means(deployment: Deployment) -> None:
+    """`deploy/run` reads the database's own file after the one for all; without a name, nothing is meant."""
+    files = {
+        "environment": {**deployment.variables, "DATABASE_URL": ""},
+        "eu.environment": {**example("eu.environment.example"), "DATABASE_URL": deployment.variables["DATABASE_URL"]},
+    }
+    for name, variables in files.items():
+        (deployment.folder / name).write_text("".join(f"{key}='{value}'\n" for key, value in variables.items()))
+    command = ["sh", str(deployment.checkout / "deploy" / "run")]
+    environment = {"PATH": "/usr/bin:/bin", "MARKETPLACE_STATS_ENVIRONMENT": str(deployment.folder / "environment")}
+
+    def said(*arguments: str, **more: str) -> str:
+        ended = subprocess.run(
+            [*command, *arguments], env=environment | more, capture_output=True, text=True, timeout=60
+        )
+        return ended.stderr
+
+    assert said("python", "-m", "pipelines.settings") == f"{REFUSAL}\n"
+    assert said("python", "-m", "pipelines.settings", MARKETPLACE_STATS_DATABASE="eu") == ""
+    assert "us.environment" in said("true", MARKETPLACE_STATS_DATABASE="us")
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="There is no systemd here.")
 def test_the_units_are_understood(deployment: Deployment) -> None:
     """systemd finds nothing wrong in any of them."""
