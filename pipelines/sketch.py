@@ -46,30 +46,28 @@ def middle_of(key: sa.ColumnElement[int]) -> sa.ColumnElement[float]:
     return sa.case((key == ZERO_KEY, 0.0), else_=factor * sa.func.power(gamma, sa.cast(key, sa.Double)))
 
 
-def ranked(buckets: sa.FromClause, by: Sequence[str]) -> sa.Subquery:
-    """Buckets (the columns `by`, `key`, `duration_count`, and others) with two columns more: `running_count`, the
-    durations of its group up to each bucket, and `whole_count`, all of them.
-    """
-    group = [buckets.c[name] for name in by]
-    running = sa.func.sum(buckets.c.duration_count).over(partition_by=group, order_by=buckets.c.key)
-    whole = sa.func.sum(buckets.c.duration_count).over(partition_by=group)
-    return sa.select(buckets, running.label("running_count"), whole.label("whole_count")).subquery("ranked")
-
-
-def summed(buckets: sa.FromClause) -> list[sa.ColumnElement[Any]]:
-    """Sketch and percentiles, as columns of a query over the result of `ranked` that is grouped as that was."""
-    has_key = buckets.c.key.is_not(None)
-    count = sa.cast(buckets.c.duration_count, sa.BigInteger)
-    columns: list[sa.ColumnElement[Any]] = [
-        sa.func.array_agg(aggregate_order_by(buckets.c.key, buckets.c.key)).filter(has_key).label(KEYS),
-        sa.func.array_agg(aggregate_order_by(count, buckets.c.key)).filter(has_key).label(COUNTS),
-        sa.case((sa.func.bool_or(has_key), VERSION)).label(VERSION_COLUMN),
+def arrays(buckets: sa.FromClause) -> list[sa.ColumnElement[Any]]:
+    """The sketch as columns of a query over buckets (`key` and `duration_count`, a bigint), one for each key."""
+    return [
+        sa.func.array_agg(aggregate_order_by(buckets.c.key, buckets.c.key)).label(KEYS),
+        sa.func.array_agg(aggregate_order_by(buckets.c.duration_count, buckets.c.key)).label(COUNTS),
+        sa.cast(VERSION, sa.SmallInteger).label(VERSION_COLUMN),
     ]
-    for name, (numerator, denominator) in PERCENTILES.items():
-        # The value of rank ceil(q n) lies in the first bucket up to which there are at least q n durations.
-        is_reached = has_key & (denominator * buckets.c.running_count >= numerator * buckets.c.whole_count)
-        columns.append(middle_of(sa.func.min(buckets.c.key).filter(is_reached)).label(name))
-    return columns
+
+
+def percentile_keys(key: sa.ColumnElement[int]) -> sa.ColumnElement[Any]:
+    """The buckets of PERCENTILES, as an array, from the bucket of each duration. An aggregate, as SQL.
+
+    Its rank is ceil(q n) in doubles. That is exact: where q n is a whole number, the product is rounded to it, for the
+    double next to 19/20 is nearer to it than half of what a product can tell apart.
+    """
+    shares = sa.cast([n / d for n, d in PERCENTILES.values()], sa.ARRAY(sa.Double))
+    return sa.type_coerce(sa.func.percentile_disc(shares).within_group(key), sa.ARRAY(sa.Integer))
+
+
+def percentiles(keys: sa.ColumnElement[Any]) -> list[sa.ColumnElement[Any]]:
+    """The percentiles as columns, from a column that `percentile_keys` has made."""
+    return [middle_of(keys[place]).label(name) for place, name in enumerate(PERCENTILES, start=1)]
 
 
 def merged(rows: sa.FromClause, by: Sequence[str]) -> sa.Select[Any]:
@@ -90,14 +88,22 @@ def merged(rows: sa.FromClause, by: Sequence[str]) -> sa.Select[Any]:
                 (other.is_(None), bucket.c.key),
                 else_=sa.cast(sa.literal("sketches do not merge: version ") + sa.cast(other, sa.Text), sa.Integer),
             ).label("key"),
-            sa.func.sum(bucket.c.bucket_count).label("duration_count"),
+            sa.cast(sa.func.sum(bucket.c.bucket_count), sa.BigInteger).label("duration_count"),
         )
         .select_from(rows.join(bucket, sa.true()))
         .group_by(*(rows.c[name] for name in by), bucket.c.key)
         .subquery("buckets")
     )
-    found = ranked(buckets, by)
-    return sa.select(*(found.c[name] for name in by), *summed(found)).group_by(*(found.c[name] for name in by))
+    group = [buckets.c[name] for name in by]
+    running = sa.func.sum(buckets.c.duration_count).over(partition_by=group, order_by=buckets.c.key)
+    whole = sa.func.sum(buckets.c.duration_count).over(partition_by=group)
+    ranked = sa.select(buckets, running.label("running_count"), whole.label("whole_count")).subquery("ranked")
+    columns = arrays(ranked)
+    for name, (numerator, denominator) in PERCENTILES.items():
+        # The value of rank ceil(q n) lies in the first bucket up to which there are at least q n durations.
+        is_reached = denominator * ranked.c.running_count >= numerator * ranked.c.whole_count
+        columns.append(middle_of(sa.func.min(ranked.c.key).filter(is_reached)).label(name))
+    return sa.select(*(ranked.c[name] for name in by), *columns).group_by(*(ranked.c[name] for name in by))
 
 
 def merge(sketches: "pd.DataFrame") -> dict[int, int]:

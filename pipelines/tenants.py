@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from psycopg import sql
+from sqlalchemy.dialects.postgresql.psycopg import PGCompiler_psycopg, PGDialect_psycopg
 
 from models import TENANT
 from models.sources import MarketplaceJob, MarketplaceTask
@@ -38,6 +39,32 @@ def quoted(schema: str) -> str:
 def on_tenant(connection: sa.Connection, schema: str) -> sa.Connection:
     """The connection, with the placeholder schema of the models standing for this tenant from now on."""
     return connection.execution_options(schema_translate_map={TENANT: schema})
+
+
+class _Compiler(PGCompiler_psycopg):
+    """Writes constants into the text; only what the caller binds stays a parameter."""
+
+    def visit_bindparam(self, bindparam: Any, *_: Any, **options: Any) -> Any:
+        options["literal_binds"] = not bindparam.required
+        return super().visit_bindparam(bindparam, **options)  # type: ignore[no-untyped-call]
+
+
+def sql_in_tenant(statement: sa.Executable) -> str:
+    """The text of a statement over the tables of the tenant that is entered; for `exec_driver_sql`.
+
+    For statements that are long and run for each tenant: to make their text, even from SQLAlchemy's cache, takes longer
+    than the server needs for a small tenant, and as it is the same for all, the driver, too, takes it apart only once.
+    """
+    dialect: Any = PGDialect_psycopg()  # type: ignore[no-untyped-call]
+    dialect.statement_compiler = _Compiler
+    return str(statement.compile(dialect=dialect)).replace(f"{TENANT}.", "")  # type: ignore[attr-defined]
+
+
+def enter_tenant(connection: sa.Connection, schema: str, then: str = "") -> None:
+    """Makes this tenant's schema the only one in which names are looked up, to the end of the transaction; and, in the
+    same round trip, `then`, a statement without a result.
+    """
+    connection.exec_driver_sql(f"SET LOCAL search_path = {quoted(schema)}; {then}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
 """The SELECT that turns the jobs and tasks of a window into rows. Pure: no context, no engine, no clock.
 
 Bound parameters: see `pipelines.partitions.Window.parameters`.
+
+The finished jobs are read once, and held; jobs, tasks and buckets of durations are each summed from there by the same
+three numbers, and only the sums are joined. To group each job's tasks first, and then the jobs, would sort them twice.
 """
 
 from typing import Any
@@ -44,6 +47,9 @@ window_end = sa.bindparam("window_end", type_=sa.DateTime(timezone=True))
 _dates = sa.bindparam("dates", type_=sa.ARRAY(sa.Date))
 _starts = sa.bindparam("starts", type_=sa.ARRAY(sa.DateTime(timezone=True)))
 
+_ROW = ("day_number", "marketplace_number", "action_type_id")
+"""What one row is about, in whole numbers: they are grouped, sorted and joined faster than a marketplace's name."""
+
 
 def days() -> sa.CTE:
     """The days of the window: date, the instant at which it begins, and its number from 1."""
@@ -54,102 +60,132 @@ def days() -> sa.CTE:
 
 
 def _count(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
-    return sa.func.count().filter(condition)
+    return sa.cast(sa.func.count().filter(condition), sa.Integer)
 
 
-def _sum(value: sa.ColumnElement[int], condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
-    return sa.cast(sa.func.coalesce(sa.func.sum(value).filter(condition), 0), sa.BigInteger)
-
-
-def finished_jobs() -> sa.Subquery:
-    """The jobs that finished in the window, one row each: its day, its duration, and the counts of its tasks."""
+def finished_jobs() -> sa.CTE:
+    """The jobs that finished in the window, one row each. The marketplace's number is null for an unknown one, the
+    duration for a job that did not run, or has none that is usable.
+    """
+    ran = job_status.in_(RAN)
     # The longest duration is the one that still rounds to less than 2^31 ms. This comparison also refuses a start that
     # is null or infinite, before anything is subtracted: PostgreSQL 16 and older cannot subtract infinities. The
     # interval has no days in it, so no time zone has a say in the result.
-    longest = sa.cast(sa.literal("2147483647.5 milliseconds", literal_execute=True), INTERVAL)
-    usable = sa.and_(jobs.c.started_at <= jobs.c.completed_at, jobs.c.started_at > jobs.c.completed_at - longest)
-    seconds = sa.extract("epoch", jobs.c.completed_at - jobs.c.started_at)
-    duration_ms = sa.case((usable, sa.cast(sa.func.round(seconds * 1000), sa.BigInteger)))
-    # Only the tasks of jobs that ran, and only those that came to an end; by their job, whatever day they ended.
-    its_tasks = sa.and_(tasks.c.job_id == jobs.c.id, job_status.in_(RAN), task_status.in_(COUNTED_TASKS))
-    job_columns = (jobs.c.id, jobs.c.action_type_id, jobs.c.marketplace, jobs.c.status, jobs.c.retry_count)
+    longest = sa.cast(sa.literal("2147483647.5 milliseconds"), INTERVAL)
+    usable = sa.and_(ran, jobs.c.started_at <= jobs.c.completed_at, jobs.c.started_at > jobs.c.completed_at - longest)
+    # A double holds the microseconds of such a duration exactly, and is faster than the numeric that EXTRACT returns.
+    seconds = sa.func.date_part("epoch", jobs.c.completed_at - jobs.c.started_at, type_=sa.Double)
+    microseconds = sa.cast(seconds * 1_000_000.0, sa.BigInteger)
+    numbers = {name: number for number, name in enumerate(MARKETPLACES, start=1)}
     return (
         sa.select(
-            sa.func.width_bucket(jobs.c.completed_at, _starts).label("day_number"),
+            jobs.c.id,
+            sa.func.width_bucket(jobs.c.completed_at, _starts, type_=sa.Integer).label("day_number"),
+            sa.case(numbers, value=jobs.c.marketplace).label("marketplace_number"),
             jobs.c.action_type_id,
-            sa.case((jobs.c.marketplace.in_(MARKETPLACES), jobs.c.marketplace)).label("marketplace"),
             job_status.label("status"),
+            ran.label("ran"),
             jobs.c.retry_count,
-            duration_ms.label("duration_ms"),
-            _count(task_status == "success").label("task_success_count"),
-            _count(task_status.in_(("failed", "timeout"))).label("task_failure_count"),
-            sa.func.coalesce(sa.func.sum(tasks.c.retry_count), 0).label("task_retry_count"),
+            sa.case((usable, sa.cast((microseconds + 500) // 1000, sa.Integer))).label("duration_ms"),
         )
-        .select_from(jobs.outerjoin(tasks, its_tasks))
         .where(jobs.c.completed_at >= window_start, jobs.c.completed_at < window_end, job_status.in_(FINISHED))
-        .group_by(*job_columns, jobs.c.started_at, jobs.c.completed_at)
-        .subquery("finished")
+        .cte("finished")
     )
 
 
-def counted_rows(days: sa.CTE) -> sa.CTE:
-    """One row per action type, marketplace and date, with every column of NUMBERS, and `bad_duration_count`.
+def counted_rows(finished: sa.CTE, days: sa.CTE) -> sa.CTE:
+    """One row per action type, marketplace and date, with every column of NUMBERS, in the types of the table's columns.
 
-    The marketplace is null for the jobs of unknown ones, which are reported but not counted.
+    The jobs of unknown marketplaces are left out.
     """
-    job = finished_jobs()
-    ran = job.c.status.in_(RAN)
-    group = ("day_number", "action_type_id", "marketplace")
-    # First by the bucket of the duration, too: from there both the sums and the sketch are a short way.
-    key = sketch.key_of(sa.case((ran, job.c.duration_ms))).label("key")
-    buckets = (
+    by = [finished.c[name] for name in _ROW]
+    is_known = finished.c.marketplace_number.is_not(None)
+    has_status = {status: finished.c.status == status for status in FINISHED}
+    duration_ms = finished.c.duration_ms
+    key = sketch.key_of(duration_ms)
+    job_sums = (
         sa.select(
-            *(job.c[name] for name in group),
-            key,
-            _count(ran).label("total_jobs"),
-            _count(job.c.status == "completed").label("success_count"),
-            _count(job.c.status == "failed").label("failure_count"),
-            _count(job.c.status == "cancelled").label("cancelled_count"),
-            _count(job.c.status == "expired").label("expired_count"),
-            _sum(job.c.retry_count, ran).label("retry_count"),
-            _count(ran & job.c.duration_ms.is_not(None)).label("duration_count"),
-            _sum(job.c.duration_ms, ran).label("duration_sum_ms"),
-            _count(ran & job.c.duration_ms.is_(None)).label("bad_duration_count"),
-            _sum(job.c.task_success_count + job.c.task_failure_count, ran).label("total_tasks"),
-            _sum(job.c.task_success_count, ran).label("task_success_count"),
-            _sum(job.c.task_failure_count, ran).label("task_failure_count"),
-            _sum(job.c.task_retry_count, ran).label("task_retry_count"),
+            *by,
+            _count(has_status["completed"]).label("success_count"),
+            _count(has_status["failed"]).label("failure_count"),
+            _count(has_status["cancelled"]).label("cancelled_count"),
+            _count(has_status["expired"]).label("expired_count"),
+            sa.func.coalesce(sa.func.sum(finished.c.retry_count).filter(finished.c.ran), 0).label("retry_count"),
+            sa.cast(sa.func.count(duration_ms), sa.Integer).label("duration_count"),
+            sa.func.coalesce(sa.func.sum(duration_ms), 0).label("duration_sum_ms"),
+            sketch.percentile_keys(key).label("percentile_keys"),
         )
-        .group_by(*(job.c[name] for name in group), key)
+        .where(is_known)
+        .group_by(*by)
+        .cte("job_sums")
+    )
+    # The tasks of the jobs that ran, if they came to an end; by their job, whatever day they ended.
+    its_tasks = sa.and_(tasks.c.job_id == finished.c.id, task_status.in_(COUNTED_TASKS))
+    task_sums = (
+        sa.select(
+            *by,
+            sa.cast(sa.func.count(), sa.Integer).label("total_tasks"),
+            _count(task_status == "success").label("task_success_count"),
+            sa.func.sum(tasks.c.retry_count).label("task_retry_count"),
+        )
+        .join_from(finished, tasks, its_tasks)
+        .where(finished.c.ran, is_known)
+        .group_by(*by)
+        .cte("task_sums")
+    )
+    buckets = (
+        sa.select(*by, key.label("key"), sa.func.count().label("duration_count"))
+        .where(duration_ms.is_not(None), is_known)
+        .group_by(*by, key)
         .subquery("buckets")
     )
-    ranked = sketch.ranked(buckets, group)
-    grouped = (
-        sa.select(
-            *(ranked.c[name] for name in group),
-            *(
-                sa.cast(sa.func.sum(ranked.c[name]), sa.BigInteger).label(name)
-                for name in (*COUNTS, "bad_duration_count")
-            ),
-            *sketch.summed(ranked),
-        )
-        .group_by(*(ranked.c[name] for name in group))
-        .subquery("grouped")
+    sketches = (
+        sa.select(*(buckets.c[name] for name in _ROW), *sketch.arrays(buckets))
+        .group_by(*(buckets.c[name] for name in _ROW))
+        .cte("sketches")
     )
+
+    def same_row(sums: sa.CTE) -> sa.ColumnElement[bool]:
+        return sa.and_(*(sums.c[name] == job_sums.c[name] for name in _ROW))
+
+    def task_count(value: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+        return sa.func.coalesce(value, 0)
+
+    marketplace = sa.case(dict(enumerate(MARKETPLACES, start=1)), value=job_sums.c.marketplace_number)
+    count, total = job_sums.c.duration_count, job_sums.c.duration_sum_ms
     # Whole numbers only, so that the mean is exact: sum / count rounded is (2 sum + count) / (2 count) cut off.
-    twice = sa.func.nullif(2 * grouped.c.duration_count, 0, type_=sa.BigInteger)
-    mean = (2 * grouped.c.duration_sum_ms + grouped.c.duration_count) // twice
+    mean = sa.cast((2 * total + count) // sa.func.nullif(2 * count, 0, type_=sa.Integer), sa.Integer)
     return (
         sa.select(
             days.c.date,
-            grouped.c.action_type_id,
-            grouped.c.marketplace,
-            *(grouped.c[name] for name in NUMBERS if name != "avg_duration_ms"),
+            job_sums.c.action_type_id,
+            marketplace.label("marketplace"),
+            (job_sums.c.success_count + job_sums.c.failure_count).label("total_jobs"),
+            *(job_sums.c[name] for name in JOB_COUNTS[1:]),
+            task_count(task_sums.c.total_tasks).label("total_tasks"),
+            task_count(task_sums.c.task_success_count).label("task_success_count"),
+            task_count(task_sums.c.total_tasks - task_sums.c.task_success_count).label("task_failure_count"),
+            task_count(task_sums.c.task_retry_count).label("task_retry_count"),
             mean.label("avg_duration_ms"),
-            grouped.c.bad_duration_count,
+            *(sketches.c[name] for name in sketch.COLUMNS),
+            *sketch.percentiles(job_sums.c.percentile_keys),
         )
-        .join_from(grouped, days, days.c.day_number == grouped.c.day_number)
+        .select_from(
+            job_sums.join(days, days.c.day_number == job_sums.c.day_number)
+            .outerjoin(task_sums, same_row(task_sums))
+            .outerjoin(sketches, same_row(sketches))
+        )
         .cte("counted")
+    )
+
+
+def unknown_marketplaces(finished: sa.CTE) -> sa.Subquery:
+    """Per day number, how many of the finished jobs are not counted because of their marketplace."""
+    return (
+        sa.select(finished.c.day_number, sa.func.count().label("unknown_marketplace_count"))
+        .where(finished.c.marketplace_number.is_(None))
+        .group_by(finished.c.day_number)
+        .subquery("unknown_marketplaces")
     )
 
 

@@ -6,32 +6,22 @@ Nothing is decided or computed here; every number comes from the tenants' own tr
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import date
+from operator import add
 from typing import Any
 
 import dagster as dg
 import sqlalchemy as sa
 
 from assets.marketplace_job_stats.aggregate import COUNTS
-from assets.marketplace_job_stats.upsert import Order, ProofError, TenantResult, TimeZoneError
+from assets.marketplace_job_stats.upsert import DAY_NUMBERS, Order, ProofError, TenantResult, TimeZoneError
 from pipelines.action_types import UNKNOWN
 from pipelines.tenants import Tenant
 
 MOST_ROWS = 20
 """Every row of a table is stored with every event, and Dagit does not page."""
 
-# What a day's event shows, and the columns of `upsert.difference` that add up to it.
-_DAY_SUMS = {
-    "dagster/row_count": ("stored_row_count",),
-    "jobs": ("total_jobs",),
-    "failed_jobs": ("failure_count",),
-    "cancelled_or_expired_jobs": ("cancelled_count", "expired_count"),
-    "tasks": ("total_tasks",),
-    "rows_inserted": ("inserted",),
-    "rows_updated": ("updated",),
-    "rows_deleted": ("deleted",),
-    "unknown_marketplace_jobs": ("unknown_marketplace_count",),
-    "bad_duration_jobs": ("bad_duration_count",),
-}
+_TOLD = (*DAY_NUMBERS, "tenants_done", "tenants_held_back", "rows_held_back")
+"""What is added up for each day over the tenants."""
 
 _REMEDIES = {
     "42501": "migrate it with MIGRATION_DATABASE_URL set, which grants what is missing: see `Roles` in the README",
@@ -67,7 +57,8 @@ class RunReport:
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self._action_codes = {row.id: row.code for row in action_types}
-        self._days: dict[date, Counter[str]] = {day: Counter() for day in order.window.dates}
+        self._dates = set(order.window.dates)
+        self._days: dict[date, list[int]] = defaultdict(lambda: [0] * len(_TOLD))
         self._sums: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         # The first of the days that were held back, each with the stored numbers and those of the source.
         self.held_back: list[dict[str, Any]] = []
@@ -79,7 +70,6 @@ class RunReport:
         self._caught_up: dict[str, list[date]] = {}
         self._rows_changed = 0
         self._tenants_changed = 0
-        self._dates_changed: set[date] = set()
 
     def add(self, tenant: Tenant, outcome: TenantResult | Tenant | Exception) -> None:
         """Takes the outcome of one tenant: its result, the state that it was found in, or the error."""
@@ -97,57 +87,66 @@ class RunReport:
                     self.unproved.add(tenant.schema)
 
     def _add_result(self, tenant: Tenant, result: TenantResult) -> None:
-        uncounted = Counter({"no_end": result.no_end_count})
-        changed = 0
+        totals = [0] * len(_TOLD)
         for day in result.days:
-            if day["date"] not in self._days:
-                self._caught_up.setdefault(tenant.schema, []).append(day["date"])
-            sums = self._days.get(day["date"], Counter())
-            sums["tenants_done"] += 1
-            for name, columns in _DAY_SUMS.items():
-                sums[name] += sum(day[column] for column in columns)
-            if day["is_held_back"]:
-                sums["tenants_held_back"] += 1
-                self._hold_back(tenant, day)
-            else:
-                sums["rows_unchanged"] += day["row_count"] - day["inserted"] - day["updated"]
-            if rows := day["inserted"] + day["updated"] + day["deleted"]:
-                changed += rows
-                self._dates_changed.add(day["date"])
-            uncounted["unknown_marketplace"] += day["unknown_marketplace_count"]
-            uncounted["bad_duration"] += day["bad_duration_count"]
-            self.finished_jobs += day["unknown_marketplace_count"]
-            self.finished_jobs += day["total_jobs"] + day["cancelled_count"] + day["expired_count"]
+            # A tenant may have hundreds of days, and there are thousands of tenants.
+            numbers = self._hold_back(tenant, day) if day.is_held_back else (*day[2:], 1, 0, 0)
+            for sums in (self._days[day.date], totals):
+                sums[:] = map(add, sums, numbers)
+            if day.date not in self._dates:
+                self._caught_up.setdefault(tenant.schema, []).append(day.date)
+        tenant_sums = dict(zip(_TOLD, totals, strict=True))
+        changed = _rows_changed(tenant_sums)
         self._rows_changed += changed
         self._tenants_changed += changed > 0
+        uncounted = Counter(
+            no_end=result.no_end_count,
+            unknown_marketplace=tenant_sums["unknown_marketplace_count"],
+            bad_duration=_bad_durations(tenant_sums),
+        )
+        self.finished_jobs += _finished_jobs(tenant_sums) + tenant_sums["unknown_marketplace_count"]
         if uncounted.total():
             self.uncounted += uncounted
             self._uncounted_by_tenant[tenant.schema] = uncounted
         for row in result.sums:
-            action = self._action_codes.get(row["action_type_id"], UNKNOWN)
+            action = self._action_codes.get(row.action_type_id, UNKNOWN)
             # A row of the old live counter has nulls.
-            self._sums[row["marketplace"], action].update({name: row[name] or 0 for name in COUNTS})
+            self._sums[row.marketplace, action].update({name: getattr(row, name) or 0 for name in COUNTS})
 
-    def _hold_back(self, tenant: Tenant, day: Mapping[str, Any]) -> None:
+    def _hold_back(self, tenant: Tenant, day: sa.Row[Any]) -> tuple[int, ...]:
+        """Notes a day that is held back, and returns its _TOLD: no row was written, the stored ones are kept."""
         self.held_back_count += 1
+        numbers: dict[str, int] = dict(zip(DAY_NUMBERS, day[2:], strict=True))
         if len(self.held_back) < MOST_ROWS:
-            source_jobs = day["total_jobs"] + day["cancelled_count"] + day["expired_count"]
             self.held_back.append(
                 {
                     "tenant": tenant.schema,
-                    "date": day["date"].isoformat(),
-                    "stored jobs": day["stored_job_count"],
-                    "jobs in the source": source_jobs,
-                    "stored tasks": day["stored_task_count"],
-                    "tasks in the source": day["total_tasks"],
+                    "date": day.date.isoformat(),
+                    "stored jobs": day.stored_job_count,
+                    "jobs in the source": _finished_jobs(numbers),
+                    "stored tasks": day.stored_task_count,
+                    "tasks in the source": day.total_tasks,
                 }
             )
+        return (*(numbers | {"row_count": 0}).values(), 1, 1, day.stored_row_count)
 
     def day_metadata(self, day: date) -> dict[str, Any]:
         """The numbers of one day over all tenants."""
-        sums = self._days[day]
+        sums = dict(zip(_TOLD, self._days[day], strict=True))
         return {
-            **{name: sums[name] for name in (*_DAY_SUMS, "rows_unchanged", "tenants_held_back", "tenants_done")},
+            "dagster/row_count": sums["row_count"] + sums["rows_held_back"],
+            "jobs": sums["total_jobs"],
+            "failed_jobs": sums["failure_count"],
+            "cancelled_or_expired_jobs": sums["cancelled_count"] + sums["expired_count"],
+            "tasks": sums["total_tasks"],
+            "rows_inserted": sums["inserted"],
+            "rows_updated": sums["updated"],
+            "rows_deleted": sums["deleted"],
+            "rows_unchanged": sums["row_count"] - sums["inserted"] - sums["updated"],
+            "unknown_marketplace_jobs": sums["unknown_marketplace_count"],
+            "bad_duration_jobs": _bad_durations(sums),
+            "tenants_held_back": sums["tenants_held_back"],
+            "tenants_done": sums["tenants_done"],
             "tenants_skipped": len(self.skipped),
             "tenants_failed": len(self.failed),
         }
@@ -158,7 +157,9 @@ class RunReport:
             "run_window": str(self.order.window),
             "run_database": self.database,
             "run_tenants_changed": self._tenants_changed,
-            "run_days_changed": len(self._dates_changed),
+            "run_days_changed": sum(
+                _rows_changed(dict(zip(_TOLD, day, strict=True))) > 0 for day in self._days.values()
+            ),
             "run_days_held_back": self.held_back_count,
             "run_days_caught_up": sum(map(len, self._caught_up.values())),
             "run_preview": table(self._preview()),
@@ -221,6 +222,20 @@ class RunReport:
     def failure(self) -> str:
         """What to say when tenants failed: how many, and the first few by name with their reason."""
         return f"{self.summary()}. Failed: {first_reasons(self.failed)}."
+
+
+def _finished_jobs(numbers: Mapping[str, int]) -> int:
+    """How many jobs of a known marketplace came to an end, whatever end."""
+    return numbers["total_jobs"] + numbers["cancelled_count"] + numbers["expired_count"]
+
+
+def _bad_durations(numbers: Mapping[str, int]) -> int:
+    """How many jobs ran without a duration that counts."""
+    return numbers["total_jobs"] - numbers["duration_count"]
+
+
+def _rows_changed(numbers: Mapping[str, int]) -> int:
+    return numbers["inserted"] + numbers["updated"] + numbers["deleted"]
 
 
 def counted(number: int, noun: str) -> str:

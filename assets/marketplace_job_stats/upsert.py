@@ -1,16 +1,17 @@
 """One tenant's transaction: lock, choose the days, write what differs from the stored rows, read back, prove.
 
-`write_tenant` is the protocol; `difference` is the one statement that it stands on.
+`write_tenant` is the protocol. It stands on two statements: `difference` compares what is counted with what is stored,
+and `first_rows` is for days of which nothing is stored. It is half as long, and to plan the statement is most of what a
+small tenant's day costs the server. Their texts are made once, for all tenants.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import RowMapping
 from sqlalchemy.dialects.postgresql import insert
 
 from assets.marketplace_job_stats.aggregate import (
@@ -23,23 +24,41 @@ from assets.marketplace_job_stats.aggregate import (
     TASK_COUNTS,
     counted_rows,
     days,
+    finished_jobs,
     job_status,
     jobs,
     kept_since,
     task_status,
     tasks,
+    unknown_marketplaces,
 )
 from models.stats import KEY, MarketplaceJobStats, MarketplaceJobStatsDay
 from pipelines.partitions import Window
-from pipelines.tenants import on_tenant, quoted
+from pipelines.tenants import enter_tenant, sql_in_tenant
 
 stats = MarketplaceJobStats.__table__
 ledger = MarketplaceJobStatsDay.__table__
 
-_first_date = sa.bindparam("first_date", type_=sa.Date)
-_last_date = sa.bindparam("last_date", type_=sa.Date)
+_is_in_window = stats.c.date.between(
+    sa.bindparam("first_date", type_=sa.Date), sa.bindparam("last_date", type_=sa.Date)
+)
 
-_NOTHING = dict.fromkeys((*COUNTS, "row_count"), 0)
+DAY_NUMBERS = (
+    *COUNTS,
+    "row_count",
+    "unknown_marketplace_count",
+    "stored_job_count",
+    "stored_task_count",
+    "stored_row_count",
+    "inserted",
+    "updated",
+    "deleted",
+)
+"""What is told of a day, beside its date and whether it is held back.
+
+COUNTS and `row_count` are what was counted; those that begin with `stored`, what the table held before; `inserted`,
+`updated` and `deleted`, how many rows were written.
+"""
 
 
 class ProofError(Exception):
@@ -76,13 +95,13 @@ class Order:
 class TenantResult:
     """What a tenant's transaction did.
 
-    `days`: a mapping per computed day (see `difference`), with `stored_row_count`, the rows that the table now holds.
-    `sums`: the stored sums of these days per marketplace and action type (see `stored_sums`).
+    `days`: a row per computed day: date, is_held_back, and DAY_NUMBERS.
+    `sums`: a row per marketplace and action type of these days, with the stored COUNTS (see `stored_sums`).
     `no_end_count`: how many jobs have no day, if they were looked for.
     """
 
-    days: Sequence[Mapping[str, Any]]
-    sums: Sequence[RowMapping]
+    days: Sequence[sa.Row[Any]]
+    sums: Sequence[sa.Row[Any]]
     no_end_count: int = 0
 
 
@@ -93,29 +112,23 @@ def write_tenant(connection: sa.Connection, schema: str, order: Order) -> Tenant
     and writers of the stats, follow each other, and readers are not disturbed. No source row is locked. Raises
     ProofError, TimeZoneError, or what the database raises; then nothing is written.
     """
-    on_tenant(connection, schema)
     result = TenantResult([], [])
     with connection.begin():
-        connection.execute(sa.text(f"LOCK TABLE {quoted(schema)}.{stats.name} IN SHARE ROW EXCLUSIVE MODE"))
-        for window in _windows(connection, order):
-            parameters = {**window.parameters(), "run_id": order.run_id, "allow_shrink": order.allow_shrink}
-            days = connection.execute(difference(), parameters).mappings().all()
-            sums = connection.execute(stored_sums(), parameters).mappings().all()
-            stored = {row["date"]: row for row in sums if row["is_day"]}
-            _prove(days, stored)
-            result = TenantResult(
-                [*result.days, *({**day, "stored_row_count": _row_count(stored, day["date"])} for day in days)],
-                [*result.sums, *(row for row in sums if not row["is_day"])],
-            )
+        enter_tenant(connection, schema, f"LOCK TABLE {stats.name} IN SHARE ROW EXCLUSIVE MODE")
+        known = connection.exec_driver_sql(ledger_days(), (order.catch_up or order.window).parameters()).one()
+        for window in _windows(order, known):
+            days = _write_window(connection, window, order, is_first=not (known.dates or known.has_rows))
+            sums = connection.exec_driver_sql(stored_sums(), window.parameters()).all()
+            _prove(days, {row.date: row for row in sums if row.is_day})
+            result = TenantResult([*result.days, *days], [*result.sums, *(row for row in sums if not row.is_day)])
         if order.count_no_end:
-            result = replace(result, no_end_count=connection.scalar(no_end()) or 0)
+            result = replace(result, no_end_count=connection.exec_driver_sql(no_end()).scalar() or 0)
     return result
 
 
-def _windows(connection: sa.Connection, order: Order) -> list[Window]:
+def _windows(order: Order, known: sa.Row[Any]) -> list[Window]:
     """The days to compute for this tenant: what the order says, in the light of its ledger. Raises TimeZoneError."""
     candidates = order.catch_up or order.window
-    known = connection.execute(ledger_days(), candidates.parameters()).one()
     missing = set(candidates.dates) - set(known.dates or ())
     chosen = missing if order.only_missing else missing.union(order.window.dates)
     # Where the zone has changed, the days of the old and of the new one overlap, or leave hours out between them. So
@@ -126,202 +139,229 @@ def _windows(connection: sa.Connection, order: Order) -> list[Window]:
     return candidates.parts(chosen)
 
 
-@lru_cache
-def ledger_days() -> sa.Select[Any, Any, Any]:
-    """One row: `dates`, those of the window that the ledger has; `elsewhere`, all that are in another zone, and it."""
-    is_elsewhere = ledger.c.time_zone != sa.bindparam("time_zone", type_=sa.Text)
-    return sa.select(
-        sa.func.array_agg(ledger.c.date).filter(ledger.c.date.between(_first_date, _last_date)).label("dates"),
-        sa.func.array_agg(ledger.c.date).filter(is_elsewhere).label("elsewhere"),
-        sa.func.min(ledger.c.time_zone).filter(is_elsewhere).label("time_zone"),
-    )
+def _write_window(connection: sa.Connection, window: Window, order: Order, is_first: bool) -> list[sa.Row[Any]]:
+    """Writes a window; returns a row per day. `is_first`: neither a row nor a ledger entry of it is stored."""
+
+    def execute(statement: str, window: Window) -> dict[date, sa.Row[Any]]:
+        parameters = window.parameters() | {"run_id": order.run_id, "allow_shrink": order.allow_shrink}
+        return {row.date: row for row in connection.exec_driver_sql(statement, parameters)}
+
+    days = execute(first_rows() if is_first else difference(), window)
+    # Only for the few days of which a stored number would fall is the source asked what it still holds.
+    in_doubt = [day for day, row in days.items() if row.is_held_back is None]
+    for part in window.parts(in_doubt):
+        days |= execute(difference(is_in_doubt=True), part)
+    return list(days.values())
 
 
-@lru_cache
-def no_end() -> sa.Select[Any]:
-    """How many jobs ran to an end that is not a time, so that they have no day. Reads the whole table."""
-    has_no_end = sa.or_(jobs.c.completed_at.is_(None), sa.not_(sa.func.isfinite(jobs.c.completed_at)))
-    return sa.select(sa.func.count()).select_from(jobs).where(job_status.in_(RAN), has_no_end)
-
-
-def _row_count(stored: Mapping[Any, Mapping[Any, Any]], day: date) -> int:
-    return int(stored.get(day, _NOTHING)["row_count"])
-
-
-def _prove(days: Sequence[RowMapping], stored: Mapping[Any, Mapping[Any, Any]]) -> None:
+def _prove(days: Iterable[sa.Row[Any]], stored: Mapping[date, sa.Row[Any]]) -> None:
     """Compares every count of every day that was written with what the table now holds."""
     for day in days:
-        if day["is_held_back"]:
+        if day.is_held_back:
             continue
-        found = stored.get(day["date"], _NOTHING)
         for name in (*COUNTS, "row_count"):
-            if found[name] != day[name]:
+            found = getattr(stored.get(day.date), name, 0)
+            if found != getattr(day, name):
                 raise ProofError(
-                    f"{stats.name} holds {name} = {found[name]} for {day['date']}, but {day[name]} were counted: "
+                    f"{stats.name} holds {name} = {found} for {day.date}, but {getattr(day, name)} were counted: "
                     "look for a trigger or rule on the table"
                 )
 
 
 @lru_cache
-def difference() -> sa.Select[Any]:
-    """The statement that computes a window and writes what differs. Returns one row per day:
-
-    date, is_held_back, every column of COUNTS as counted, row_count (counted rows), unknown_marketplace_count,
-    bad_duration_count, stored_job_count and stored_task_count (before the run), and how many rows were inserted,
-    updated and deleted.
+def ledger_days() -> str:
+    """One row: `dates`, those of the window that the ledger has; `elsewhere`, all that are in another zone, and it;
+    `has_rows`, whether a row of the window is stored.
     """
-    day = days()
-    counted = counted_rows(day)
-    stored = (
-        sa.select(*(stats.c[name] for name in (*KEY, *NUMBERS)))
-        .where(stats.c.date.between(_first_date, _last_date))
-        .cte("stored")
+    is_elsewhere = ledger.c.time_zone != sa.bindparam("time_zone", type_=sa.Text)
+    is_in_window = ledger.c.date.between(
+        sa.bindparam("first_date", type_=sa.Date), sa.bindparam("last_date", type_=sa.Date)
     )
-    compared = _compared(counted, stored)
-    outcome = _outcome(day, counted, compared)
+    return sql_in_tenant(
+        sa.select(
+            sa.func.array_agg(ledger.c.date).filter(is_in_window).label("dates"),
+            sa.func.array_agg(ledger.c.date).filter(is_elsewhere).label("elsewhere"),
+            sa.func.min(ledger.c.time_zone).filter(is_elsewhere).label("time_zone"),
+            sa.select(stats.c.date).where(_is_in_window).exists().label("has_rows"),
+        )
+    )
 
-    # The rows to write: all that differ, on the days that are not held back.
+
+@lru_cache
+def no_end() -> str:
+    """How many jobs ran to an end that is not a time, so that they have no day. Reads the whole table."""
+    has_no_end = sa.or_(jobs.c.completed_at.is_(None), sa.not_(sa.func.isfinite(jobs.c.completed_at)))
+    return sql_in_tenant(sa.select(sa.func.count()).select_from(jobs).where(job_status.in_(RAN), has_no_end))
+
+
+@lru_cache
+def stored_sums() -> str:
+    """What the table holds for the window: sums per date (`is_day`), and sums per marketplace and action type."""
+    return sql_in_tenant(
+        sa.select(
+            (sa.func.grouping(stats.c.date) == 0).label("is_day"),
+            stats.c.date,
+            stats.c.marketplace,
+            stats.c.action_type_id,
+            sa.func.count().label("row_count"),
+            *(_big(sa.func.sum(stats.c[name])).label(name) for name in COUNTS),
+        )
+        .where(_is_in_window)
+        .group_by(
+            sa.func.grouping_sets(sa.tuple_(stats.c.date), sa.tuple_(stats.c.marketplace, stats.c.action_type_id))
+        )
+    )
+
+
+@lru_cache
+def first_rows() -> str:
+    """The statement that computes a window of which nothing is stored, and writes all. Returns what `difference`
+    does.
+    """
+    day, finished = days(), finished_jobs()
+    counted = counted_rows(finished, day)
+    row_count = sa.func.count(counted.c.date)
+    sums = {name: sa.func.sum(counted.c[name]) for name in COUNTS} | {"row_count": row_count, "inserted": row_count}
+    outcome = _outcome(day, finished, _per_day(counted, sums), sa.false())
+    entry = _ledger_entry(outcome)
+    entered = sa.insert(ledger).from_select([*entry], sa.select(*entry.values()))
+    inserted = _insert(counted, sa.select(counted))
+    return sql_in_tenant(
+        sa.select(outcome).add_cte(inserted.cte("inserted"), entered.cte("entered")).order_by(outcome.c.date)
+    )
+
+
+@lru_cache
+def difference(is_in_doubt: bool = False) -> str:
+    """The statement that computes a window and writes what differs. Returns a row per day: date, `is_held_back`, and
+    DAY_NUMBERS.
+
+    A day of which a stored number would fall is in doubt: `is_held_back` is null, and nothing is written. For such days
+    there is the statement with `is_in_doubt`, which asks the source what it still holds, and so decides.
+    """
+    day, finished = days(), finished_jobs()
+    stored = sa.select(*(stats.c[name] for name in (*KEY, *NUMBERS))).where(_is_in_window).cte("stored")
+    compared = _compared(counted_rows(finished, day), stored)
+    sums = {name: sa.func.sum(compared.c[name]) for name in (*COUNTS, "stored_job_count", "stored_task_count")}
+    counts = {
+        "row_count": sa.func.count(compared.c.total_jobs),
+        "stored_row_count": sa.func.count(compared.c.stored_date),
+        "inserted": sa.func.count().filter(compared.c.change == "insert"),
+        "updated": sa.func.count().filter(compared.c.change == "update"),
+        "deleted": sa.func.count().filter(compared.c.change == "delete"),
+    }
+    falls = {name: sa.func.bool_or(compared.c[name]) for name in ("jobs_fall", "tasks_fall")}
+    per_day = _per_day(compared, sums | counts | falls)
+
+    unknown = sa.null()
+    jobs_kept_since = kept_since(jobs, job_status, FINISHED) if is_in_doubt else unknown
+    tasks_kept_since = kept_since(tasks, task_status, FINISHED_TASKS) if is_in_doubt else unknown
+    # False where no number falls, or none may matter; else, as long as the comparison is with null, null.
+    is_held_back = sa.not_(sa.bindparam("allow_shrink", type_=sa.Boolean)) & sa.or_(
+        per_day.c.jobs_fall.is_(True) & (jobs_kept_since >= day.c.starts_at),
+        per_day.c.tasks_fall.is_(True) & (tasks_kept_since >= day.c.starts_at),
+    )
+    outcome = _outcome(day, finished, per_day, is_held_back)
+
+    # The rows to write: all that differ, on the days that are not held back, nor in doubt.
     changes = (
         sa.select(compared)
         .join(outcome, outcome.c.date == compared.c.date)
         .where(sa.not_(outcome.c.is_held_back), compared.c.change.is_not(None))
         .cte("changes")
     )
-    values = {name: changes.c[name] for name in NUMBERS} | {"computed_at": sa.func.now()}
     same_row = sa.and_(*(stats.c[name] == changes.c[name] for name in KEY))
-    inserted = (
-        sa.insert(stats)
-        .from_select(
-            [*KEY, *values, "created_at"],
-            sa.select(*(changes.c[name] for name in KEY), *values.values(), sa.func.now()).where(
-                changes.c.change == "insert"
-            ),
-        )
-        .returning(stats.c.date, sa.literal("insert").label("change"))
-        .cte("inserted")
-    )
-    updated = (
-        sa.update(stats)
-        .values(values)
-        .where(same_row, changes.c.change == "update")
-        .returning(stats.c.date, sa.literal("update").label("change"))
-        .cte("updated")
-    )
-    deleted = (
-        sa.delete(stats)
-        .where(same_row, changes.c.change == "delete")
-        .returning(stats.c.date, sa.literal("delete").label("change"))
-        .cte("deleted")
-    )
-    written = sa.union_all(sa.select(inserted), sa.select(updated), sa.select(deleted)).subquery("written")
-    per_day = (
-        sa.select(
-            written.c.date,
-            *(
-                sa.func.count().filter(written.c.change == change).label(name)
-                for change, name in (("insert", "inserted"), ("update", "updated"), ("delete", "deleted"))
-            ),
-        )
-        .group_by(written.c.date)
-        .subquery("per_day")
-    )
-    return (
-        sa.select(
-            outcome,
-            *(sa.func.coalesce(per_day.c[name], 0).label(name) for name in ("inserted", "updated", "deleted")),
-        )
-        .join_from(outcome, per_day, per_day.c.date == outcome.c.date, isouter=True)
-        .add_cte(_ledger_entries(outcome))
-        .order_by(outcome.c.date)
-    )
+    values = {name: changes.c[name] for name in NUMBERS} | {"computed_at": sa.func.now()}
+    inserted = _insert(changes, sa.select(changes).where(changes.c.change == "insert"))
+    updated = sa.update(stats).values(values).where(same_row, changes.c.change == "update")
+    deleted = sa.delete(stats).where(same_row, changes.c.change == "delete")
+    written = (inserted.cte("inserted"), updated.cte("updated"), deleted.cte("deleted"), _entered(outcome))
+    given = [
+        sa.case((outcome.c.is_held_back, 0), else_=column).label(name)
+        if name in ("inserted", "updated", "deleted")
+        else column
+        for name, column in outcome.c.items()
+    ]
+    return sql_in_tenant(sa.select(*given).add_cte(*written).order_by(outcome.c.date))
+
+
+def _big(value: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+    return sa.cast(value, sa.BigInteger)
+
+
+def _insert(rows: sa.CTE, chosen: sa.Select[Any]) -> sa.Insert:
+    """All the rows that `chosen` selects of these."""
+    values = {name: rows.c[name] for name in (*KEY, *NUMBERS)} | {
+        "computed_at": sa.func.now(),
+        "created_at": sa.func.now(),
+    }
+    return sa.insert(stats).from_select([*values], chosen.with_only_columns(*values.values()))
 
 
 def _compared(counted: sa.CTE, stored: sa.CTE) -> sa.CTE:
     """Counted and stored rows side by side: what has to change, and which stored numbers would fall or vanish."""
-    known = sa.select(counted).where(counted.c.marketplace.is_not(None)).subquery("known")
 
     def falls(names: Sequence[str]) -> sa.ColumnElement[bool]:
         # A stored null, from before the batch knew the column, is no number and cannot fall.
-        return sa.func.coalesce(sa.or_(*(sa.func.coalesce(known.c[name], 0) < stored.c[name] for name in names)), False)
+        return sa.or_(*(sa.func.coalesce(counted.c[name], 0) < stored.c[name] for name in names))
 
-    differs = sa.or_(*(known.c[name].is_distinct_from(stored.c[name]) for name in NUMBERS))
-    change = sa.case((stored.c.date.is_(None), "insert"), (known.c.date.is_(None), "delete"), (differs, "update"))
-    same_key = sa.and_(*(known.c[name] == stored.c[name] for name in KEY))
+    differs = sa.or_(*(counted.c[name].is_distinct_from(stored.c[name]) for name in NUMBERS))
+    change = sa.case((stored.c.date.is_(None), "insert"), (counted.c.date.is_(None), "delete"), (differs, "update"))
+    same_key = sa.and_(*(counted.c[name] == stored.c[name] for name in KEY))
     return (
         sa.select(
-            *(sa.func.coalesce(known.c[name], stored.c[name]).label(name) for name in KEY),
-            *(known.c[name] for name in NUMBERS),
+            *(sa.func.coalesce(counted.c[name], stored.c[name]).label(name) for name in KEY),
+            *(counted.c[name] for name in NUMBERS),
+            stored.c.date.label("stored_date"),
             change.label("change"),
             falls(JOB_COUNTS).label("jobs_fall"),
             falls(TASK_COUNTS).label("tasks_fall"),
             (
-                sa.func.coalesce(stored.c.total_jobs, 0)
+                stored.c.total_jobs
                 + sa.func.coalesce(stored.c.cancelled_count, 0)
                 + sa.func.coalesce(stored.c.expired_count, 0)
             ).label("stored_job_count"),
-            sa.func.coalesce(stored.c.total_tasks, 0).label("stored_task_count"),
+            stored.c.total_tasks.label("stored_task_count"),
         )
-        .select_from(known.join(stored, same_key, full=True))
+        .select_from(counted.join(stored, same_key, full=True))
         .cte("compared")
     )
 
 
-def _outcome(day: sa.CTE, counted: sa.CTE, compared: sa.CTE) -> sa.CTE:
-    """One row per day of the window: what was counted and stored, and whether the day is held back."""
-    total = (
-        sa.select(
-            counted.c.date,
-            *(
-                sa.func.sum(counted.c[name]).filter(counted.c.marketplace.is_not(None)).label(name)
-                for name in (*COUNTS, "bad_duration_count")
-            ),
-            sa.func.count().filter(counted.c.marketplace.is_not(None)).label("row_count"),
-            sa.func.sum(counted.c.total_jobs + counted.c.cancelled_count + counted.c.expired_count)
-            .filter(counted.c.marketplace.is_(None))
-            .label("unknown_marketplace_count"),
-        )
-        .group_by(counted.c.date)
-        .subquery("total")
+def _per_day(rows: sa.CTE, columns: Mapping[str, sa.ColumnElement[Any]]) -> sa.Subquery:
+    """These aggregates of the rows of each date."""
+    return (
+        sa.select(rows.c.date, *(column.label(name) for name, column in columns.items()))
+        .group_by(rows.c.date)
+        .subquery("per_day")
     )
-    held = (
-        sa.select(
-            compared.c.date,
-            sa.func.bool_or(compared.c.jobs_fall).label("jobs_fall"),
-            sa.func.bool_or(compared.c.tasks_fall).label("tasks_fall"),
-            sa.func.sum(compared.c.stored_job_count).label("stored_job_count"),
-            sa.func.sum(compared.c.stored_task_count).label("stored_task_count"),
-        )
-        .group_by(compared.c.date)
-        .subquery("held")
-    )
-    # A CASE, so that the source is searched for its oldest rows only where a stored number would fall.
-    is_held_back = sa.case(
-        (sa.bindparam("allow_shrink", type_=sa.Boolean), sa.false()),
-        (held.c.jobs_fall & (kept_since(jobs, job_status, FINISHED) >= day.c.starts_at), sa.true()),
-        (held.c.tasks_fall & (kept_since(tasks, task_status, FINISHED_TASKS) >= day.c.starts_at), sa.true()),
-        else_=sa.false(),
-    )
-    numbers = (*COUNTS, "row_count", "bad_duration_count", "unknown_marketplace_count")
+
+
+def _outcome(day: sa.CTE, finished: sa.CTE, per_day: sa.Subquery, is_held_back: sa.ColumnElement[bool]) -> sa.CTE:
+    """One row per day of the window: date, is_held_back, and DAY_NUMBERS, of which 0 are those that nobody gave."""
+    unknown = unknown_marketplaces(finished)
+    given = {**per_day.c, **unknown.c}
     return (
         sa.select(
             day.c.date,
             is_held_back.label("is_held_back"),
-            *(sa.cast(sa.func.coalesce(total.c[name], 0), sa.BigInteger).label(name) for name in numbers),
-            *(
-                sa.cast(sa.func.coalesce(held.c[name], 0), sa.BigInteger).label(name)
-                for name in ("stored_job_count", "stored_task_count")
-            ),
+            *(_big(sa.func.coalesce(given.get(name), 0)).label(name) for name in DAY_NUMBERS),
         )
-        .select_from(day.outerjoin(total, total.c.date == day.c.date).outerjoin(held, held.c.date == day.c.date))
+        .select_from(
+            day.outerjoin(per_day, per_day.c.date == day.c.date).outerjoin(
+                unknown, unknown.c.day_number == day.c.day_number
+            )
+        )
         .cte("outcome")
     )
 
 
-def _ledger_entries(outcome: sa.CTE) -> sa.CTE:
-    """The upsert of the ledger's rows that are new or differ; the others are left alone."""
+def _ledger_entry(outcome: sa.CTE) -> dict[str, sa.ColumnElement[Any]]:
+    """What the ledger says of a day, by its columns."""
     job_count = outcome.c.total_jobs + outcome.c.cancelled_count + outcome.c.expired_count
     task_count = outcome.c.total_tasks
-    entry = {
+    return {
+        "date": outcome.c.date,
         "outcome": sa.case((outcome.c.is_held_back, "held_back"), else_="computed"),
         "time_zone": sa.bindparam("time_zone", type_=sa.Text),
         "job_count": job_count,
@@ -329,35 +369,23 @@ def _ledger_entries(outcome: sa.CTE) -> sa.CTE:
         "stored_job_count": sa.case((outcome.c.is_held_back, outcome.c.stored_job_count), else_=job_count),
         "stored_task_count": sa.case((outcome.c.is_held_back, outcome.c.stored_task_count), else_=task_count),
         "unknown_marketplace_count": outcome.c.unknown_marketplace_count,
-        "bad_duration_count": outcome.c.bad_duration_count,
+        "bad_duration_count": outcome.c.total_jobs - outcome.c.duration_count,
+        "run_id": sa.bindparam("run_id", type_=sa.Text),
+        "changed_at": sa.func.now(),
     }
-    stamp = {"run_id": sa.bindparam("run_id", type_=sa.Text), "changed_at": sa.func.now()}
-    differs = sa.or_(*(ledger.c[name].is_distinct_from(value) for name, value in entry.items()))
+
+
+def _entered(outcome: sa.CTE) -> sa.CTE:
+    """The upsert of the ledger's rows that are new or differ; the others are left alone."""
+    entry = _ledger_entry(outcome)
+    stamp = ("date", "run_id", "changed_at")
+    differs = sa.or_(*(ledger.c[name].is_distinct_from(value) for name, value in entry.items() if name not in stamp))
     new = insert(ledger).from_select(
-        ["date", *entry, *stamp],
-        sa.select(outcome.c.date, *entry.values(), *stamp.values())
+        [*entry],
+        sa.select(*entry.values())
         .join_from(outcome, ledger, ledger.c.date == outcome.c.date, isouter=True)
-        .where(differs),
+        .where(outcome.c.is_held_back.is_not(None), differs),
     )
     return new.on_conflict_do_update(
-        index_elements=[ledger.c.date], set_={name: new.excluded[name] for name in (*entry, *stamp)}
-    ).cte("ledger_entries")
-
-
-@lru_cache
-def stored_sums() -> sa.Select[Any]:
-    """What the table holds for the window: sums per date (`is_day`), and sums per marketplace and action type."""
-    return (
-        sa.select(
-            (sa.func.grouping(stats.c.date) == 0).label("is_day"),
-            stats.c.date,
-            stats.c.marketplace,
-            stats.c.action_type_id,
-            sa.func.count().label("row_count"),
-            *(sa.cast(sa.func.sum(stats.c[name]), sa.BigInteger).label(name) for name in COUNTS),
-        )
-        .where(stats.c.date.between(_first_date, _last_date))
-        .group_by(
-            sa.func.grouping_sets(sa.tuple_(stats.c.date), sa.tuple_(stats.c.marketplace, stats.c.action_type_id))
-        )
-    )
+        index_elements=[ledger.c.date], set_={name: new.excluded[name] for name in entry if name != "date"}
+    ).cte("entered")

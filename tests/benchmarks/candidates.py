@@ -114,12 +114,11 @@ def execute(
     statement: Callable[[str], str],
     first: date,
     last: date,
-    more: dict[str, Any] | None = None,
     *,
     writes: bool = False,
 ) -> None:
     """The statement for each tenant, over the window; what it wrote is on disk afterwards."""
-    parameters = window(first, last) | (more or {})
+    parameters = window(first, last)
 
     def work(connection: psycopg.Connection[Any], tenant: str) -> None:
         connection.execute(statement(tenant).encode(), parameters, prepare=False)
@@ -204,29 +203,24 @@ def exact(tenant: str) -> str:
 
 
 @cache
-def _ours() -> tuple[str, dict[str, Any]]:
-    """The project's own query, and what it binds beyond the window."""
+def _ours() -> str:
     # Imported here, so that the process of a candidate that measures something else does not load the project.
     import sqlalchemy as sa
 
-    from assets.marketplace_job_stats.aggregate import counted_rows, days
+    from assets.marketplace_job_stats.aggregate import counted_rows, days, finished_jobs
+    from pipelines.tenants import sql_in_tenant
 
-    row = counted_rows(days())
-    query = sa.select(*(row.c[name] for name in (*KEY, *EXACT, *PERCENTILES, *SKETCH)))
-    query = query.where(row.c.marketplace.is_not(None))
-    bound = window(date(2025, 1, 1), date(2025, 1, 1))  # Only the names matter: the days are bound by each run.
-    expanded = query.compile(sa.create_engine("postgresql+psycopg://")).construct_expanded_state(bound)
-    return expanded.statement, {name: value for name, value in expanded.parameters.items() if name not in bound}
+    row = counted_rows(finished_jobs(), days())
+    return sql_in_tenant(sa.select(*(row.c[name] for name in (*KEY, *EXACT, *PERCENTILES, *SKETCH))))
 
 
 def aggregate(tenant: str) -> str:
     """The project's own aggregating SELECT, with sketch and percentiles."""
-    return _ours()[0].replace("tenant.", f"{tenant}.")
-
-
-def constants() -> dict[str, Any]:
-    """What it binds beyond the window."""
-    return _ours()[1]
+    return (
+        _ours()
+        .replace("FROM marketplace_", f"FROM {tenant}.marketplace_")
+        .replace("JOIN marketplace_", f"JOIN {tenant}.marketplace_")
+    )
 
 
 PLAIN = {"twice": _TWICE, "apart": _APART, "tasks first": _TASKS_FIRST}
@@ -253,7 +247,7 @@ def _inserted(select: str, table: str, columns: Sequence[str]) -> str:
 
 def run_aggregate(conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
     """Computes all that we do, percentiles and sketch included, on the server; writes nothing."""
-    execute(conninfo, tenants, lambda tenant: _bare(aggregate(tenant)), first, last, constants())
+    execute(conninfo, tenants, lambda tenant: _bare(aggregate(tenant)), first, last)
 
 
 def run_plain(shape: str, conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
@@ -268,7 +262,7 @@ def run_insert_aggregate(conninfo: str, tenants: Sequence[str], first: date, las
     def statement(tenant: str) -> str:
         return _inserted(aggregate(tenant), f"{tenant}.stats_limit", columns)
 
-    execute(conninfo, tenants, statement, first, last, constants(), writes=True)
+    execute(conninfo, tenants, statement, first, last, writes=True)
 
 
 def run_insert_plain(shape: str, conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:

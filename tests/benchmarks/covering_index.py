@@ -19,13 +19,13 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from assets.marketplace_job_stats.aggregate import counted_rows, days
+from assets.marketplace_job_stats.aggregate import counted_rows, days, finished_jobs
 from assets.marketplace_job_stats.upsert import Order, write_tenant
 from pipelines.covering_index import KEY, Action, carry_out
 from pipelines.partitions import Window, day_partitions
 from pipelines.resources import TenantDatabase
 from pipelines.settings import Settings
-from pipelines.tenants import choose_tenants, on_tenant, quoted
+from pipelines.tenants import choose_tenants, enter_tenant, quoted, sql_in_tenant
 from tests.benchmarks import data
 from tests.conftest import create_database, url_of
 from tests.server import running_server
@@ -48,15 +48,16 @@ def runs(conninfo: str, count: int, bare: bool) -> float:
     partitions = day_partitions(Settings.from_env({}))
     keys = [str(data.LAST - timedelta(days=n)) for n in reversed(range(count))]
     order = Order(window=Window.of(partitions, keys), run_id="benchmark")
-    select = sa.select(counted_rows(days()))
+    select = sql_in_tenant(sa.select(counted_rows(finished_jobs(), days())))
     database = TenantDatabase(workers=2, lock_timeout_ms=10_000, statement_timeout_ms=1_800_000)
 
     def work(connection: sa.Connection, schema: str) -> None:
         if not bare:
             write_tenant(connection, schema, order)
             return
-        with on_tenant(connection, schema).begin():
-            connection.execute(select, order.window.parameters()).all()
+        with connection.begin():
+            enter_tenant(connection, schema)
+            connection.exec_driver_sql(select, order.window.parameters()).all()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABASE_URL", url_of(conninfo))

@@ -27,7 +27,6 @@ from tests.benchmarks.candidates import (
     Candidate,
     Frames,
     aggregate,
-    constants,
     exact,
     window,
 )
@@ -86,7 +85,7 @@ def right_frame(conninfo: str, tenant: str, first: date, last: date) -> pd.DataF
     """What is right: hand-written SQL with exact percentiles, and the sketches of the project's own SELECT."""
     parameters = window(first, last)
     right = frame_of(conninfo, exact(tenant), parameters)
-    sketches = frame_of(conninfo, aggregate(tenant), parameters | constants())[[*KEY, *SKETCH]]
+    sketches = frame_of(conninfo, aggregate(tenant), parameters)[[*KEY, *SKETCH]]
     return right.merge(sketches, on=list(KEY), how="outer")
 
 
@@ -95,7 +94,7 @@ def _compared(candidate: Candidate, conninfo: str, right: Frames, first: date, l
     told: list[str] = []
     for tenant, frame in right.items():
         if candidate.query:
-            found = frame_of(conninfo, candidate.query(tenant), window(first, last) | constants())
+            found = frame_of(conninfo, candidate.query(tenant), window(first, last))
         elif candidate.table:
             columns = ", ".join((*KEY, *EXACT, *candidate.columns))
             found = frame_of(conninfo, f"SELECT {columns} FROM {tenant}.{candidate.table}")

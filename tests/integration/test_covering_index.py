@@ -11,12 +11,12 @@ import sqlalchemy as sa
 from sqlalchemy.sql import visitors
 
 from assets.marketplace_job_stats.aggregate import counted_rows, days, finished_jobs, jobs
-from assets.marketplace_job_stats.upsert import difference
+from assets.marketplace_job_stats.upsert import difference, first_rows
 from pipelines.covering_index import INCLUDED, KEY, NAME, Action, Report, carry_out
 from pipelines.definitions import build_defs
 from pipelines.partitions import Window, day_partitions
 from pipelines.settings import Settings, UsageError
-from pipelines.tenants import on_tenant
+from pipelines.tenants import enter_tenant, sql_in_tenant
 from tests import application
 from tests.conftest import run, run_url, url_of, wait_until
 from tests.integration.common import NOON, TENANTS, failure, materialize
@@ -129,11 +129,6 @@ def test_clones_have_it_and_it_is_recognised(owner: str, connection: psycopg.Con
     assert indexes(connection) == {"user_11": [("own", True)]}
 
 
-def explained(_: Any, cursor: Any, statement: str, parameters: Any, *others: Any) -> tuple[str, Any]:
-    """A statement as the question how it is executed."""
-    return f"EXPLAIN (ANALYZE) {statement}", parameters
-
-
 @pytest.mark.parametrize("schema", ["user_1", "user_2"])
 def test_a_day_is_read_from_the_index_alone(
     owner: str, engine: sa.Engine, connection: psycopg.Connection[Any], schema: str
@@ -144,16 +139,16 @@ def test_a_day_is_read_from_the_index_alone(
     partitions = day_partitions(Settings.from_env({}))
     window = Window.of(partitions, ["2026-01-14"])
     parameters = {**window.parameters(), "run_id": "test", "allow_shrink": False}
-    sa.event.listen(engine, "before_cursor_execute", explained, retval=True)
-    statements = (sa.select(counted_rows(days())), difference())
+    aggregate = sql_in_tenant(sa.select(counted_rows(finished_jobs(), days())))
     before = materialize("2026-01-13", "2026-01-14", tenants=[schema])
     numbers = connection.execute(f"SELECT * FROM {schema}.marketplace_job_stats ORDER BY 1".encode()).fetchall()
     assert before.success and numbers
     do(Action.build, schema)
-    for statement in statements:
+    empty = "DELETE FROM marketplace_job_stats; DELETE FROM marketplace_job_stats_days"
+    for statement in (aggregate, first_rows(), difference(), difference(is_in_doubt=True)):
         with engine.connect() as run:  # Rolled back.
-            result: Any = on_tenant(run, schema).execute(statement, parameters)
-            plan = "\n".join(row[0] for row in result.cursor.fetchall())
+            enter_tenant(run, schema, empty if statement == first_rows() else "")
+            plan = "\n".join(run.exec_driver_sql(f"EXPLAIN (ANALYZE) {statement}", parameters).scalars())
         assert f"Index Only Scan using {NAME}" in plan, plan
         scan = plan.partition(f"Index Only Scan using {NAME}")[2]
         assert scan.partition("Heap Fetches: ")[2].split()[0] == "0", plan

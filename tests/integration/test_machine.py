@@ -289,7 +289,7 @@ class Machine(RuleBasedStateMachine):
         outcomes = self._expect(schema, order)
         new = self._expected()
         result = self._write(schema, order)
-        assert {day["date"]: "held_back" if day["is_held_back"] else "computed" for day in result.days} == outcomes
+        assert {day.date: "held_back" if day.is_held_back else "computed" for day in result.days} == outcomes
         gone, written = versions - self._versions(), self._versions() - versions
         assert not {(table, content) for table, content, *_ in gone} & {
             (table, content) for table, content, *_ in written

@@ -62,7 +62,8 @@ def fill(
 def compute(engine: sa.Engine, schema: str, window: Window, allow_shrink: bool = False) -> list[Row]:
     """Runs the tenant's transaction; returns its days."""
     with engine.connect() as connection:
-        return list(write_tenant(connection, schema, Order(window, "test", allow_shrink=allow_shrink)).days)
+        result = write_tenant(connection, schema, Order(window, "test", allow_shrink=allow_shrink))
+        return [day._asdict() for day in result.days]
 
 
 def stored_rows(connection: psycopg.Connection[Any], schema: str) -> list[tuple[Any, ...]]:

@@ -29,7 +29,7 @@ def source_rows(connection: psycopg.Connection[Any]) -> None:
 
 def write(engine: sa.Engine, window: Window = WINDOW, run_id: str = "test") -> list[dict[str, Any]]:
     with engine.connect() as connection:
-        return [dict(day) for day in write_tenant(connection, "user_2", Order(window, run_id)).days]
+        return [day._asdict() for day in write_tenant(connection, "user_2", Order(window, run_id)).days]
 
 
 def test_runs_and_a_live_writer_follow_each_other(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
