@@ -53,8 +53,13 @@ def conninfo(*variables: str) -> str:
         ) from None
 
 
-def create_engine(conninfo: str, *, pool_size: int = 1, **parameters: int | str) -> sa.Engine:
+def create_engine(
+    conninfo: str, *, pool_size: int = 1, prepare_threshold: int | None = None, **parameters: int | str
+) -> sa.Engine:
     """An engine of at most `pool_size` connections, REPEATABLE READ; `parameters` are server settings for each.
+
+    `prepare_threshold`: after how many times a statement is prepared. Without it, none is: each tenant has its own, and
+    the server would keep them all.
 
     libpq parses the URL itself, so that all its options work, and the engine does not know the password.
     """
@@ -68,8 +73,7 @@ def create_engine(conninfo: str, *, pool_size: int = 1, **parameters: int | str)
     }
 
     def connect() -> psycopg.Connection[Any]:
-        # No prepared statements: each tenant has its own, and the server would keep them all.
-        return psycopg.connect(prepare_threshold=None, **settings)  # type: ignore[arg-type]
+        return psycopg.connect(prepare_threshold=prepare_threshold, **settings)  # type: ignore[arg-type]
 
     return sa.create_engine(
         "postgresql+psycopg://",

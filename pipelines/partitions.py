@@ -7,6 +7,7 @@ zones. The instants of the partitions are the only truth, and SQL compares with 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import cached_property
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -49,6 +50,8 @@ class Window:
 
     def parts(self, dates: Container[date]) -> list["Window"]:
         """Those of its days that are among `dates`, as windows: one for each unbroken chain of days."""
+        if all(day in dates for day in self.dates):
+            return [self]
         days = zip(self.dates, self.starts, (*self.starts[1:], self.end), strict=True)
         windows: list[Window] = []
         for is_chosen, chain in groupby(days, key=lambda day: day[0] in dates):
@@ -57,11 +60,16 @@ class Window:
                 windows.append(Window(chosen, starts, ends[-1], self.time_zone))
         return windows
 
+    @cached_property
     def parameters(self) -> dict[str, Any]:
-        """The values of the bound parameters that every statement over a window takes."""
+        """The values of the bound parameters that every statement over a window takes.
+
+        The arrays are text, as PostgreSQL reads it: to write hundreds of dates anew for each statement of each tenant
+        takes the driver longer than it takes the server to read them.
+        """
         return {
-            "dates": list(self.dates),
-            "starts": list(self.starts),
+            "dates": f"{{{','.join(day.isoformat() for day in self.dates)}}}",
+            "starts": f"{{{','.join(start.isoformat() for start in self.starts)}}}",
             "window_start": self.starts[0],
             "window_end": self.end,
             "first_date": self.dates[0],

@@ -49,6 +49,10 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
         engine = create_engine(
             where,
             pool_size=self.workers + 1,
+            # The statements of `enter_tenant` have the same text for all tenants. The server then spares itself the
+            # reading of it, but looks up all names, and plans, for each tenant anew.
+            prepare_threshold=2,
+            plan_cache_mode="force_custom_plan",
             lock_timeout=self.lock_timeout_ms,
             statement_timeout=self.statement_timeout_ms,
             row_security="off",  # A policy that hides rows is an error: they would be missing in the numbers.

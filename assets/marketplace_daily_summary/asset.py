@@ -104,7 +104,7 @@ def _add_up(
     with connection.begin():
         tenants = choose_tenants(connection)
     types = action_types(connection)
-    parameters = window.parameters() | {
+    parameters = window.parameters | {
         "action_type_ids": [row.id for row in types],
         "action_codes": [row.code for row in types],
         "action_names": [row.name for row in types],

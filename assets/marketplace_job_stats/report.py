@@ -87,14 +87,13 @@ class RunReport:
                     self.unproved.add(tenant.schema)
 
     def _add_result(self, tenant: Tenant, result: TenantResult) -> None:
-        totals = [0] * len(_TOLD)
-        for day in result.days:
-            # A tenant may have hundreds of days, and there are thousands of tenants.
-            numbers = self._hold_back(tenant, day) if day.is_held_back else (*day[2:], 1, 0, 0)
-            for sums in (self._days[day.date], totals):
-                sums[:] = map(add, sums, numbers)
-            if day.date not in self._dates:
-                self._caught_up.setdefault(tenant.schema, []).append(day.date)
+        dates = [day.date for day in result.days]
+        told = [self._hold_back(tenant, day) if day.is_held_back else (*day[2:], 1, 0, 0) for day in result.days]
+        for day, numbers in zip(dates, told, strict=True):
+            self._days[day] = list(map(add, self._days[day], numbers))
+        if caught_up := [day for day in dates if day not in self._dates]:
+            self._caught_up[tenant.schema] = caught_up
+        totals = map(sum, zip(*told, strict=True)) if told else (0,) * len(_TOLD)
         tenant_sums = dict(zip(_TOLD, totals, strict=True))
         changed = _rows_changed(tenant_sums)
         self._rows_changed += changed

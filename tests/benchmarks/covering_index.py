@@ -57,7 +57,7 @@ def runs(conninfo: str, count: int, bare: bool) -> float:
             return
         with connection.begin():
             enter_tenant(connection, schema)
-            connection.exec_driver_sql(select, order.window.parameters()).all()
+            connection.exec_driver_sql(select, order.window.parameters).all()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABASE_URL", url_of(conninfo))

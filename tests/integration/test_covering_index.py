@@ -138,7 +138,7 @@ def test_a_day_is_read_from_the_index_alone(
     fill(connection, schema)
     partitions = day_partitions(Settings.from_env({}))
     window = Window.of(partitions, ["2026-01-14"])
-    parameters = {**window.parameters(), "run_id": "test", "allow_shrink": False}
+    parameters = {**window.parameters, "run_id": "test", "allow_shrink": False}
     aggregate = sql_in_tenant(sa.select(counted_rows(finished_jobs(), days())))
     before = materialize("2026-01-13", "2026-01-14", tenants=[schema])
     numbers = connection.execute(f"SELECT * FROM {schema}.marketplace_job_stats ORDER BY 1".encode()).fetchall()
