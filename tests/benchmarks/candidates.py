@@ -1,17 +1,17 @@
 """What the benchmark compares: the limits, ours, and what a user would write instead.
 
-A candidate is a function of (conninfo, tenants, first day, last day). It leaves its result in a table of each tenant,
-or returns one frame per tenant; so all can be compared cell by cell. The days are those of UTC, in every candidate.
-All have the same number of connections, and SQL runs with the settings of our own connections, which favours it. Who
-returns a frame writes nothing, which favours him, too.
+A candidate is a function of (conninfo, tenants, first day, last day). It leaves its rows in a table of each tenant, so
+that all can be compared cell by cell; the limits that write nothing are compared by their query. The days are those of
+UTC, in every candidate. All have the same number of connections, and SQL runs with the settings of our own connections,
+which favours it. Nobody but us keeps a sketch or a ledger, compares before he writes, holds a day back, or proves.
 """
 
 import importlib.util
 import os
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache, partial
@@ -50,13 +50,13 @@ OURS = "marketplace_job_stats"
 LEDGER = "marketplace_job_stats_days"
 
 Frames = dict[str, pd.DataFrame]
-Run = Callable[[str, Sequence[str], date, date], Frames | None]
+Run = Callable[[str, Sequence[str], date, date], None]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """`kind`: limit, ours or user's. `columns`: what it computes beyond EXACT. Its result is in `table` of each tenant
-    that it worked on, or is what `query` returns for a tenant, or, without both, the frames that it returns.
+    """`kind`: limit, ours or user's. `columns`: what it computes beyond EXACT. Its rows are in `table` of each tenant
+    that it worked on, or are what `query` returns for a tenant.
 
     `packages` are the modules that it needs. Where `sampled`, it is too slow to be run whole: over a year it gets some
     of the tenants only, or, if `by_day`, some of the days, and its time is told for all.
@@ -335,9 +335,27 @@ _TASKS = f"""SELECT t.job_id, t.status, t.retry_count FROM SCHEMA.marketplace_ta
                JOIN ({_FINISHED}) AS f ON {_ITS_TASKS}"""
 
 
-def run_pandas(conninfo: str, tenants: Sequence[str], first: date, last: date) -> Frames:
-    """Reads the finished jobs and their tasks into pandas, and groups there. Computes all but the sketch, with exact
-    percentiles; even the durations and the days come ready from the server. Returns frames.
+_VALUES = (*EXACT, *PERCENTILES)
+_TAKEN = ", ".join(f"{name} = excluded.{name}" for name in _VALUES)
+_ROWS = ", ".join((*KEY, *_VALUES))
+
+
+def write_csv(connection: psycopg.Connection[Any], table: str, csv: str) -> None:
+    """Rows of KEY and _VALUES into a table, over what is there: the fastest way to bring rows from outside."""
+    with connection.transaction():
+        empty = f"SELECT {_ROWS} FROM {table} LIMIT 0"
+        connection.execute(f"CREATE TEMPORARY TABLE rows ON COMMIT DROP AS {empty}".encode())
+        with connection.cursor().copy(f"COPY rows ({_ROWS}) FROM STDIN (FORMAT csv)".encode()) as copy:
+            copy.write(csv)
+        connection.execute(
+            f"""INSERT INTO {table} ({_ROWS}) SELECT {_ROWS} FROM rows
+                    ON CONFLICT (action_type_id, marketplace, date) DO UPDATE SET {_TAKEN}""".encode()
+        )
+
+
+def run_pandas(conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
+    """Reads the finished jobs and their tasks into pandas, groups there, and writes the rows into `stats_pandas`: all
+    but the sketch, with exact percentiles; even the durations and the days come ready from the server.
     """
     parameters = window(first, last)
 
@@ -345,10 +363,13 @@ def run_pandas(conninfo: str, tenants: Sequence[str], first: date, last: date) -
         cursor = connection.execute(sql.replace("SCHEMA", tenant).encode(), parameters, prepare=False)
         return pd.DataFrame(cursor.fetchall(), columns=[column.name for column in cursor.description or ()])
 
-    def work(connection: psycopg.Connection[Any], tenant: str) -> pd.DataFrame:
-        return grouped(read(connection, _JOBS, tenant), read(connection, _TASKS, tenant))
+    def work(connection: psycopg.Connection[Any], tenant: str) -> None:
+        rows = grouped(read(connection, _JOBS, tenant), read(connection, _TASKS, tenant))
+        rows["avg_duration_ms"] = rows["avg_duration_ms"].astype("Int64")
+        write_csv(connection, f"{tenant}.stats_pandas", rows[[*KEY, *_VALUES]].to_csv(index=False, header=False))
 
-    return each_tenant(conninfo, tenants, work)
+    each_tenant(conninfo, tenants, work)
+    make_durable(conninfo)
 
 
 def grouped(jobs: pd.DataFrame, tasks: pd.DataFrame) -> pd.DataFrame:
@@ -388,8 +409,8 @@ def grouped(jobs: pd.DataFrame, tasks: pd.DataFrame) -> pd.DataFrame:
     return rows.reset_index()
 
 
-def run_polars(conninfo: str, tenants: Sequence[str], first: date, last: date) -> Frames:
-    """The same with polars, which reads by ADBC, as Arrow. All but the sketch, exact percentiles; returns frames."""
+def run_polars(conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
+    """The same with polars, which reads by ADBC, as Arrow; into `stats_polars`."""
     import adbc_driver_postgresql.dbapi as adbc
     import polars as pl
 
@@ -403,7 +424,16 @@ def run_polars(conninfo: str, tenants: Sequence[str], first: date, last: date) -
             sql = sql.replace(name, value)
         return pl.read_database(sql, connection)
 
-    def work(connection: Any, tenant: str) -> Any:
+    @contextmanager
+    def connect() -> Iterator[Any]:
+        with (
+            adbc.connect(url_of(conninfo), autocommit=True) as reader,
+            psycopg.connect(conninfo, autocommit=True, options=SETTINGS) as writer,
+        ):
+            yield reader, writer
+
+    def work(connections: Any, tenant: str) -> None:
+        connection, writer = connections
         jobs, tasks = read(connection, _JOBS, tenant).lazy(), read(connection, _TASKS, tenant).lazy()
         per_job = tasks.group_by("job_id").agg(
             pl.len().alias("total_tasks"),
@@ -435,14 +465,15 @@ def run_polars(conninfo: str, tenants: Sequence[str], first: date, last: date) -
                 .alias("avg_duration_ms")
             )
         )
-        return rows.collect()
+        csv = rows.select(*KEY, *_VALUES).collect().write_csv(include_header=False)
+        write_csv(writer, f"{tenant}.stats_polars", csv)
 
-    found = each_tenant(conninfo, tenants, work, lambda: adbc.connect(url_of(conninfo), autocommit=True))
-    return {tenant: pd.DataFrame(rows.to_dict(as_series=False)) for tenant, rows in found.items()}
+    each_tenant(conninfo, tenants, work, connect)
+    make_durable(conninfo)
 
 
-def run_duckdb(conninfo: str, tenants: Sequence[str], first: date, last: date) -> Frames:
-    """DuckDB over its scanner of PostgreSQL's tables: all but the sketch, with exact percentiles. Returns frames."""
+def run_duckdb(conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
+    """DuckDB over its scanner of PostgreSQL's tables, into `stats_duckdb`: all but the sketch, exact percentiles."""
     import duckdb
     import duckdb_extension_postgres_scanner as extension
 
@@ -456,16 +487,26 @@ def run_duckdb(conninfo: str, tenants: Sequence[str], first: date, last: date) -
         # The rest is left to DuckDB; a filter that it does not send to the server is applied to all rows.
         database.execute("SET GLOBAL pg_experimental_filter_pushdown = true")
 
-        def work(connection: Any, tenant: str) -> Any:
+        @contextmanager
+        def connect() -> Iterator[Any]:
+            with (
+                database.cursor() as reader,
+                psycopg.connect(conninfo, autocommit=True, options=SETTINGS) as writer,
+            ):
+                yield reader, writer
+
+        def work(connections: Any, tenant: str) -> None:
+            reader, writer = connections
             sql = _DUCKDB.replace("window_start", f"TIMESTAMPTZ '{days['window_start'].isoformat()}'")
             sql = sql.replace("window_end", f"TIMESTAMPTZ '{days['window_end'].isoformat()}'")
             for table in ("marketplace_jobs", "marketplace_tasks"):
                 sql = sql.replace(f"SCHEMA.{table}", f"postgres_scan_pushdown('{conninfo}', '{tenant}', '{table}')")
-            return connection.execute(sql).fetchall()
+            rows = reader.execute(f"SELECT {_ROWS} FROM ({sql})").fetchall()
+            lines = (",".join("" if value is None else str(value) for value in row) for row in rows)
+            write_csv(writer, f"{tenant}.stats_duckdb", "\n".join(lines))
 
-        found = each_tenant(conninfo, tenants, work, database.cursor)
-    columns = [*KEY, *COUNTS[:8], "avg_duration_ms", *_TASK_NAMES, *PERCENTILES]
-    return {tenant: pd.DataFrame(rows, columns=columns) for tenant, rows in found.items()}
+        each_tenant(conninfo, tenants, work, connect)
+    make_durable(conninfo)
 
 
 _DUCKDB = f"""
@@ -483,10 +524,6 @@ _DUCKDB = f"""
            quantile_disc(ms, 0.5)::double AS p50_duration_ms, quantile_disc(ms, 0.95)::double AS p95_duration_ms
       FROM f LEFT JOIN k ON k.job_id = f.id AND f.status IN ('completed', 'failed')
      GROUP BY ALL"""
-
-
-_VALUES = (*EXACT, *PERCENTILES)
-_TAKEN = ", ".join(f"{name} = excluded.{name}" for name in _VALUES)
 
 
 def run_upsert(conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
@@ -511,7 +548,6 @@ def run_merge(conninfo: str, tenants: Sequence[str], first: date, last: date) ->
     MERGE of all its rows into `stats_merge`. All but the sketch, with exact percentiles.
     """
     parameters = window(first, last)
-    names = ", ".join((*KEY, *_VALUES))
     same_key = " AND ".join(f"target.{name} = source.{name}" for name in KEY)
 
     def work(connection: psycopg.Connection[Any], tenant: str) -> None:
@@ -520,7 +556,7 @@ def run_merge(conninfo: str, tenants: Sequence[str], first: date, last: date) ->
             cursor.execute(
                 f"""MERGE INTO {tenant}.stats_merge AS target USING source ON {same_key}
                     WHEN MATCHED THEN UPDATE SET {_TAKEN.replace("excluded.", "source.")}
-                    WHEN NOT MATCHED THEN INSERT ({names})
+                    WHEN NOT MATCHED THEN INSERT ({_ROWS})
                          VALUES ({", ".join(f"source.{name}" for name in (*KEY, *_VALUES))})""".encode()
             )
 
@@ -542,9 +578,23 @@ OURSELVES = Candidate("ours", "ours", run_ours, _ALL, table=OURS)
 STATEMENTS = Candidate("ours, no Dagster", "ours", run_statements, _ALL, table=OURS)
 BY_DAY = Candidate("ours, a run a day", "ours", run_ours_by_day, _ALL, table=OURS, sampled=True, by_day=True)
 USERS = (
-    Candidate("pandas", "user's", run_pandas, PERCENTILES),
-    Candidate("polars, ADBC", "user's", run_polars, PERCENTILES, packages=("polars", "adbc_driver_postgresql")),
-    Candidate("DuckDB", "user's", run_duckdb, PERCENTILES, packages=("duckdb", "duckdb_extension_postgres_scanner")),
+    Candidate("pandas", "user's", run_pandas, PERCENTILES, "stats_pandas"),
+    Candidate(
+        "polars, ADBC",
+        "user's",
+        run_polars,
+        PERCENTILES,
+        "stats_polars",
+        packages=("polars", "adbc_driver_postgresql"),
+    ),
+    Candidate(
+        "DuckDB",
+        "user's",
+        run_duckdb,
+        PERCENTILES,
+        "stats_duckdb",
+        packages=("duckdb", "duckdb_extension_postgres_scanner"),
+    ),
     Candidate("upsert a day", "user's", run_upsert, PERCENTILES, table="stats_upsert", sampled=True),
     Candidate("dbt-style merge", "user's", run_merge, PERCENTILES, table="stats_merge"),
 )

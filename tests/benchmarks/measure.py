@@ -54,8 +54,6 @@ class Run:
 
 # In the candidate's process. ---------------------------------------------------------------------------------------
 
-_kept: Frames = {}
-
 
 def _memory(name: str) -> float:
     """Megabytes of this process, from /proc: VmRSS now, or VmHWM at its most."""
@@ -64,14 +62,12 @@ def _memory(name: str) -> float:
 
 
 def _timed(candidate: Candidate, conninfo: str, tenants: Sequence[str], first: date, last: date) -> Run:
-    _kept.clear()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again.
     before = _memory("VmRSS")
     start = time.perf_counter()
-    frames = candidate.run(conninfo, tenants, first, last)
+    candidate.run(conninfo, tenants, first, last)
     seconds = time.perf_counter() - start
     most = _memory("VmHWM")
-    _kept.update(frames or {})
     return Run(seconds, most, most - before)
 
 
@@ -89,17 +85,15 @@ def right_frame(conninfo: str, tenant: str, first: date, last: date) -> pd.DataF
     return right.merge(sketches, on=list(KEY), how="outer")
 
 
-def _compared(candidate: Candidate, conninfo: str, right: Frames, first: date, last: date) -> list[str]:
+def result_differences(candidate: Candidate, conninfo: str, right: Frames, first: date, last: date) -> list[str]:
     """What the candidate's result has wrong in these tenants."""
     told: list[str] = []
     for tenant, frame in right.items():
         if candidate.query:
             found = frame_of(conninfo, candidate.query(tenant), window(first, last))
-        elif candidate.table:
+        else:
             columns = ", ".join((*KEY, *EXACT, *candidate.columns))
             found = frame_of(conninfo, f"SELECT {columns} FROM {tenant}.{candidate.table}")
-        else:
-            found = _kept[tenant]
         told += [f"{tenant} {one}" for one in differences(found, frame, candidate.columns, first, last)]
     return told[:TOLD]
 
@@ -131,9 +125,6 @@ class Process:
             after = _written(connection)
         run.tuples = {name: after[name] - before[name] for name in after}
         return run
-
-    def differences(self, conninfo: str, right: Frames, first: date, last: date) -> list[str]:
-        return self._executor.submit(_compared, self.candidate, conninfo, right, first, last).result()
 
     def close(self) -> None:
         self._executor.shutdown()
