@@ -101,19 +101,20 @@ NAMES = [*(case.name + suffix for suffix in ("", INDEX) for case in CASES), MANY
 
 @dataclass(frozen=True)
 class Size:
-    """`many`: numbers of small tenants, with 100 jobs each. `indexed`: the cases that are run with the index, too."""
+    """`cases` and `indexed`: what is run without the index and with it. `many`: numbers of tenants with 100 jobs each."""
 
     tenants: int
     jobs: int
     rounds: int
-    many: tuple[int, ...]
+    cases: tuple[str, ...]
     indexed: tuple[str, ...]
+    many: tuple[int, ...]
     shared_buffers: str
 
 
 SIZES = {
-    "small": Size(10, 2_000, 2, (10, 100), ("one-day", "nightly"), "512MB"),
-    "full": Size(1_000, 10_000, 5, (1, 100, 10_000), tuple(case.name for case in CASES), "4GB"),
+    "small": Size(10, 2_000, 2, ("one-day", "first-year", "same-year"), (), (), "512MB"),
+    "full": Size(1_000, 10_000, 5, *(tuple(case.name for case in CASES),) * 2, (1, 100, 10_000), "4GB"),
 }
 
 
@@ -388,7 +389,7 @@ def run_all(
     server: str, size: Size, only: Sequence[str], progress: Progress, save: Callable[[Sequence[Row]], None]
 ) -> list[Row]:
     """Runs the cases; `save` is called after each, so that an interrupted benchmark keeps what it has."""
-    names = [*(case.name for case in CASES), *(name + INDEX for name in size.indexed), MANY.name]
+    names = [*size.cases, *(name + INDEX for name in size.indexed), *([MANY.name] if size.many else [])]
     wanted = list(only or names)
     rows: list[Row] = []
 
@@ -419,7 +420,7 @@ def run_all(
             for case in indexed:
                 show(case, bench.run_case(case, INDEX), INDEX, of)
     if MANY.name in wanted:
-        for tenants in size.many:
+        for tenants in size.many or SIZES["full"].many:
             with contextlib.closing(database(f"many_{tenants}", tenants, 100)) as bench:
                 of = f"{tenants:,} tenants with 100 jobs each"
                 show(MANY, bench.run_case(MANY, f" ({tenants:,})"), f" ({tenants:,})", of)
@@ -438,8 +439,9 @@ def main(size: str, tenants: int | None, jobs: int | None, rounds: int | None, o
         tenants or base.tenants,
         jobs or base.jobs,
         rounds or base.rounds,
-        base.many,
+        base.cases,
         base.indexed,
+        base.many,
         base.shared_buffers if not tenants else SIZES["full"].shared_buffers,
     )
     console = Console(width=None if Console().is_terminal else 160)
