@@ -49,8 +49,8 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
         engine = create_engine(
             where,
             pool_size=self.workers + 1,
-            # The statements of `enter_tenant` have the same text for all tenants. The server then spares itself the
-            # reading of it, but looks up all names, and plans, for each tenant anew.
+            # What runs in a tenant that is entered has the same text for all. Prepared, it is read by the server once;
+            # names are looked up, and plans are made, for each tenant anew.
             prepare_threshold=2,
             plan_cache_mode="force_custom_plan",
             lock_timeout=self.lock_timeout_ms,

@@ -1,7 +1,8 @@
 """Which schemas are tenants, and what each of them has.
 
-The one place where a schema name becomes SQL (`quoted`, `on_tenant`). Everything is read from the catalog in one query
-for all tenants, so it costs the same round trip for one tenant as for ten thousand, and needs no privilege on them.
+The one place where a schema name becomes SQL (`quoted`, `on_tenant`, `enter_tenant`). Everything is read from the
+catalog in one query for all tenants, so it costs the same round trip for one tenant as for ten thousand, and needs no
+privilege on them.
 """
 
 import json
@@ -31,9 +32,9 @@ _SOURCES = {MarketplaceJob.__tablename__: "vinted_jobs", MarketplaceTask.__table
 _KEYS = {_STATS.name: KEY, _LEDGER.name: ("date",)}
 
 
-def quoted(schema: str) -> str:
-    """The schema's name as SQL."""
-    return sql.Identifier(schema).as_string()
+def quoted(name: str) -> str:
+    """The name of a schema, or of what is in it, as SQL."""
+    return sql.Identifier(name).as_string()
 
 
 def on_tenant(connection: sa.Connection, schema: str) -> sa.Connection:
@@ -60,11 +61,14 @@ def sql_in_tenant(statement: sa.Executable) -> str:
     return str(statement.compile(dialect=dialect)).replace(f"{TENANT}.", "")  # type: ignore[attr-defined]
 
 
-def enter_tenant(connection: sa.Connection, schema: str, then: str = "") -> None:
-    """Makes this tenant's schema the only one in which names are looked up, to the end of the transaction; and, in the
-    same round trip, `then`, a statement without a result.
+def enter_tenant(connection: sa.Connection, schema: str, lock: sa.Table) -> None:
+    """Locks this table of the tenant against other writers, and makes the tenant's schema the only one in which names
+    are looked up, both to the end of the transaction: a table that is missing cannot be found elsewhere.
     """
-    connection.exec_driver_sql(f"SET LOCAL search_path = {quoted(schema)}; {then}")
+    table = f"{quoted(schema)}.{quoted(lock.name)}"  # By its full name, so that an error tells the schema.
+    connection.exec_driver_sql(
+        f"SET LOCAL search_path = {quoted(schema)}; LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"
+    )
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ column.
 The flow, in order, for a range of days:
 
 1. `asset`      finds the tenants and gives each to a worker;
-2. `upsert`     in one transaction per tenant: locks its stats table, then, in one statement,
+2. `upsert`     in one transaction per tenant: locks its stats table, looks into its ledger, and then, in one statement,
 3. `aggregate`  counts the jobs and tasks of the window,
    `upsert`     compares them with the stored rows, decides which days must be held back, writes the difference and the
-                ledger, reads the rows back and proves that they are what was counted;
+                ledger; in another, reads the rows back and proves that they are what was counted;
 4. `report`     turns what came back into what Dagit shows.
 """

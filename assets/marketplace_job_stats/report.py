@@ -27,6 +27,7 @@ _REMEDIES = {
     "42501": "migrate it with MIGRATION_DATABASE_URL set, which grants what is missing: see `Roles` in the README",
     "40001": "other sessions were in its way each time: run the tenant again",
     "40P01": "other sessions were in its way each time: run the tenant again",
+    "42P01": "only the tenant's own schema is searched, so a trigger, or a function of a view, has to name any other",
     "53300": "the server has no connection left: lower STATS_WORKERS, or raise its max_connections",
     "55P03": "another session kept a lock for longer than STATS_LOCK_TIMEOUT_MS: find it, and run the tenant again",
     "57014": "it took longer than STATS_STATEMENT_TIMEOUT_MS: raise it, or run fewer days at once",

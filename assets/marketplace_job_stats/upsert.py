@@ -39,9 +39,7 @@ from pipelines.tenants import enter_tenant, sql_in_tenant
 stats = MarketplaceJobStats.__table__
 ledger = MarketplaceJobStatsDay.__table__
 
-_is_in_window = stats.c.date.between(
-    sa.bindparam("first_date", type_=sa.Date), sa.bindparam("last_date", type_=sa.Date)
-)
+_window = (sa.bindparam("first_date", type_=sa.Date), sa.bindparam("last_date", type_=sa.Date))
 
 DAY_NUMBERS = (
     *COUNTS,
@@ -57,7 +55,7 @@ DAY_NUMBERS = (
 """What is told of a day, beside its date and whether it is held back.
 
 COUNTS and `row_count` are what was counted; those that begin with `stored`, what the table held before; `inserted`,
-`updated` and `deleted`, how many rows were written.
+`updated` and `deleted`, how many rows differ and were sent to the table: of a held-back day, none.
 """
 
 
@@ -118,7 +116,7 @@ def write_tenant(connection: sa.Connection, schema: str, order: Order) -> Tenant
     """
     result = TenantResult([], [])
     with connection.begin():
-        enter_tenant(connection, schema, f"LOCK TABLE {stats.name} IN SHARE ROW EXCLUSIVE MODE")
+        enter_tenant(connection, schema, lock=stats)
         known = connection.exec_driver_sql(ledger_days(), (order.catch_up or order.window).parameters).one()
         for window in _windows(order, known):
             days = _write_window(connection, window, order, is_first=not (known.dates or known.has_rows))
@@ -145,17 +143,13 @@ def _windows(order: Order, known: sa.Row[Any]) -> list[Window]:
 
 def _write_window(connection: sa.Connection, window: Window, order: Order, is_first: bool) -> list[sa.Row[Any]]:
     """Writes a window; returns a row per day. `is_first`: neither a row nor a ledger entry of it is stored."""
-
-    def execute(statement: str, window: Window) -> dict[date, sa.Row[Any]]:
-        parameters = window.parameters | {"run_id": order.run_id, "allow_shrink": order.allow_shrink}
-        return {row.date: row for row in connection.exec_driver_sql(statement, parameters)}
-
-    days = execute(first_rows() if is_first else difference(), window)
-    # Only for the few days of which a stored number would fall is the source asked what it still holds.
-    in_doubt = [day for day, row in days.items() if row.is_held_back is None]
-    for part in window.parts(in_doubt):
-        days |= execute(difference(is_in_doubt=True), part)
-    return list(days.values())
+    parameters = window.parameters | {"run_id": order.run_id, "allow_shrink": order.allow_shrink}
+    days = connection.exec_driver_sql(first_rows() if is_first else difference(), parameters).all()
+    if any(row.is_held_back is None for row in days):
+        # Once for the whole window: its other days are right by now, and what was written of them is told already.
+        decided = connection.exec_driver_sql(difference(is_in_doubt=True), parameters).all()
+        days = [sure if row.is_held_back is None else row for row, sure in zip(days, decided, strict=True)]
+    return list(days)
 
 
 def _prove(days: Iterable[sa.Row[Any]], stored: Mapping[date, sa.Row[Any]]) -> None:
@@ -181,15 +175,12 @@ def ledger_days() -> str:
     `has_rows`, whether a row of the window is stored.
     """
     is_elsewhere = ledger.c.time_zone != sa.bindparam("time_zone", type_=sa.Text)
-    is_in_window = ledger.c.date.between(
-        sa.bindparam("first_date", type_=sa.Date), sa.bindparam("last_date", type_=sa.Date)
-    )
     return sql_in_tenant(
         sa.select(
-            sa.func.array_agg(ledger.c.date).filter(is_in_window).label("dates"),
-            sa.func.array_agg(ledger.c.date).filter(is_elsewhere).label("elsewhere"),
+            sa.func.array_agg(sa.cast(ledger.c.date, sa.Date)).filter(ledger.c.date.between(*_window)).label("dates"),
+            sa.func.array_agg(sa.cast(ledger.c.date, sa.Date)).filter(is_elsewhere).label("elsewhere"),
             sa.func.min(ledger.c.time_zone).filter(is_elsewhere).label("time_zone"),
-            sa.select(stats.c.date).where(_is_in_window).exists().label("has_rows"),
+            sa.select(stats.c.date).where(stats.c.date.between(*_window)).exists().label("has_rows"),
         )
     )
 
@@ -206,14 +197,14 @@ def stored_sums() -> str:
     """What the table holds for the window: sums per date, and sums per marketplace and action type."""
     return sql_in_tenant(
         sa.select(
-            stats.c.date,
             # A prepared statement must have columns of the same types for every tenant.
+            sa.cast(stats.c.date, sa.Date).label("date"),
             sa.cast(stats.c.marketplace, sa.Text).label("marketplace"),
             _big(stats.c.action_type_id).label("action_type_id"),
             *(_big(sa.func.sum(stats.c[name])).label(name) for name in COUNTS),
             sa.func.count().label("row_count"),
         )
-        .where(_is_in_window)
+        .where(stats.c.date.between(*_window))
         .group_by(
             sa.func.grouping_sets(sa.tuple_(stats.c.date), sa.tuple_(stats.c.marketplace, stats.c.action_type_id))
         )
@@ -247,7 +238,9 @@ def difference(is_in_doubt: bool = False) -> str:
     there is the statement with `is_in_doubt`, which asks the source what it still holds, and so decides.
     """
     day, finished = days(), finished_jobs()
-    stored = sa.select(*(stats.c[name] for name in (*KEY, *NUMBERS))).where(_is_in_window).cte("stored")
+    stored = (
+        sa.select(*(stats.c[name] for name in (*KEY, *NUMBERS))).where(stats.c.date.between(*_window)).cte("stored")
+    )
     compared = _compared(counted_rows(finished, day), stored)
     sums = {name: sa.func.sum(compared.c[name]) for name in (*COUNTS, "stored_job_count", "stored_task_count")}
     counts = {
@@ -283,13 +276,13 @@ def difference(is_in_doubt: bool = False) -> str:
     updated = sa.update(stats).values(values).where(same_row, changes.c.change == "update")
     deleted = sa.delete(stats).where(same_row, changes.c.change == "delete")
     written = (inserted.cte("inserted"), updated.cte("updated"), deleted.cte("deleted"), _entered(outcome))
-    given = [
+    told = [
         sa.case((outcome.c.is_held_back, 0), else_=column).label(name)
         if name in ("inserted", "updated", "deleted")
         else column
         for name, column in outcome.c.items()
     ]
-    return sql_in_tenant(sa.select(*given).add_cte(*written).order_by(outcome.c.date))
+    return sql_in_tenant(sa.select(*told).add_cte(*written).order_by(outcome.c.date))
 
 
 def _big(value: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
@@ -324,7 +317,7 @@ def _compared(counted: sa.CTE, stored: sa.CTE) -> sa.CTE:
             falls(JOB_COUNTS).label("jobs_fall"),
             falls(TASK_COUNTS).label("tasks_fall"),
             (
-                stored.c.total_jobs
+                sa.func.coalesce(stored.c.total_jobs, 0)
                 + sa.func.coalesce(stored.c.cancelled_count, 0)
                 + sa.func.coalesce(stored.c.expired_count, 0)
             ).label("stored_job_count"),

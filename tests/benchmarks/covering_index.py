@@ -20,7 +20,7 @@ import pytest
 import sqlalchemy as sa
 
 from assets.marketplace_job_stats.aggregate import counted_rows, days, finished_jobs
-from assets.marketplace_job_stats.upsert import Order, write_tenant
+from assets.marketplace_job_stats.upsert import Order, stats, write_tenant
 from pipelines.covering_index import KEY, Action, carry_out
 from pipelines.partitions import Window, day_partitions
 from pipelines.resources import TenantDatabase
@@ -56,7 +56,7 @@ def runs(conninfo: str, count: int, bare: bool) -> float:
             write_tenant(connection, schema, order)
             return
         with connection.begin():
-            enter_tenant(connection, schema)
+            enter_tenant(connection, schema, lock=stats)
             connection.exec_driver_sql(select, order.window.parameters).all()
 
     with pytest.MonkeyPatch.context() as patch:
