@@ -64,6 +64,18 @@ CASES = {
         "REVOKE SELECT ON {t}.marketplace_tasks FROM {role}",
         "permission denied for table marketplace_tasks (SQLSTATE 42501): migrate it with MIGRATION_DATABASE_URL",
     ),
+    "no privilege on the schema": (
+        "REVOKE USAGE ON SCHEMA {t} FROM {role}",
+        "permission denied for schema {t} (SQLSTATE 42501): migrate it with MIGRATION_DATABASE_URL",
+    ),
+    "a trigger that looks elsewhere": (
+        """CREATE FUNCTION {t}.note() RETURNS trigger LANGUAGE plpgsql AS
+           $$ BEGIN INSERT INTO audit SELECT NEW.date; RETURN NEW; END $$;
+           CREATE TABLE IF NOT EXISTS public.audit (date date);
+           CREATE TRIGGER note AFTER INSERT ON {t}.marketplace_job_stats FOR EACH ROW EXECUTE FUNCTION {t}.note()""",
+        'relation "audit" does not exist (SQLSTATE 42P01): only the tenant\'s own schema is searched',
+    ),
+    "dates of another type": ("ALTER TABLE {t}.marketplace_job_stats ALTER date TYPE timestamp", DONE),
     "hidden rows": (
         "ALTER TABLE {t}.marketplace_jobs ENABLE ROW LEVEL SECURITY",
         'query would be affected by row-level security policy for table "marketplace_jobs" (SQLSTATE 42501)',

@@ -76,23 +76,43 @@ def test_readers_and_the_application_are_not_disturbed(connection: psycopg.Conne
     "column",
     ["total_jobs", "success_count", "failure_count", "cancelled_count", "retry_count", "duration_count", "total_tasks"],
 )
+@pytest.mark.parametrize("is_first", [True, False])
 def test_the_proof_looks_at_every_count_of_every_day(
-    connection: psycopg.Connection[Any], engine: sa.Engine, column: str
+    connection: psycopg.Connection[Any], engine: sa.Engine, column: str, is_first: bool
 ) -> None:
     """Promise 19: whichever count of whichever day differs, the tenant's transaction ends without a trace."""
     connection.execute(f"""
         CREATE FUNCTION public.meddle() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN IF NEW.date = '2026-01-16' THEN NEW.{column} := NEW.{column} + 1; END IF; RETURN NEW; END $$;
-        CREATE TRIGGER meddle BEFORE INSERT ON user_2.marketplace_job_stats
+        CREATE TRIGGER meddle BEFORE INSERT OR UPDATE ON user_2.marketplace_job_stats
         FOR EACH ROW EXECUTE FUNCTION public.meddle()""")
-    # A day that is held back is no excuse for the others.
-    connection.execute("""
-        INSERT INTO user_2.marketplace_job_stats (action_type_id, marketplace, date, total_jobs)
-        VALUES (4, 'ebay', '2026-01-15', 99)""")
+    if not is_first:  # A day that is held back is no excuse for the others.
+        connection.execute("""
+            INSERT INTO user_2.marketplace_job_stats (action_type_id, marketplace, date, total_jobs)
+            VALUES (4, 'ebay', '2026-01-15', 99)""")
     with pytest.raises(ProofError, match=f"holds {column} = 1 for 2026-01-16, but 0|holds {column} = 2 for 2026-01-16"):
         write(engine)
-    assert connection.execute("SELECT total_jobs FROM user_2.marketplace_job_stats").fetchall() == [(99,)]
+    stored = connection.execute("SELECT total_jobs FROM user_2.marketplace_job_stats").fetchall()
+    assert stored == ([] if is_first else [(99,)])
     assert connection.execute("SELECT FROM user_2.marketplace_job_stats_days").fetchall() == []
+
+
+def test_days_in_doubt_take_one_statement_more(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
+    """However many they are, and whatever lies between them; the source is read twice then, not once for each. All
+    days but the first are covered by the job of the 16th, which is still there.
+    """
+    statements: list[str] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    week = Window.of(PARTITIONS, [f"2026-01-{day}" for day in range(15, 22)])
+    jobs = [JOB | {"id": 10 + day, "completed_at": NOON + timedelta(day)} for day in range(7)]
+    application.insert(connection, "user_2", "marketplace_jobs", jobs)
+    assert [day["is_held_back"] for day in write(engine, week)] == [False] * 7
+    assert len(statements) == 4  # The lock, the ledger, the days, the proof.
+
+    connection.execute("DELETE FROM user_2.marketplace_jobs WHERE extract(day FROM completed_at)::int % 2 = 1")
+    statements.clear()
+    assert [day["is_held_back"] for day in write(engine, week)] == [True] + [False] * 6
+    assert len(statements) == 5
 
 
 def test_rows_and_ledger_say_when_and_by_whom(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
