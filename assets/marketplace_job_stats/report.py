@@ -12,8 +12,7 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
-from assets.marketplace_job_stats.aggregate import COUNTS
-from assets.marketplace_job_stats.upsert import DAY_NUMBERS, Order, ProofError, TenantResult, TimeZoneError
+from assets.marketplace_job_stats.upsert import DAY_NUMBERS, PROVED, Order, ProofError, TenantResult, TimeZoneError
 from pipelines.action_types import UNKNOWN
 from pipelines.tenants import Tenant
 
@@ -60,7 +59,7 @@ class RunReport:
         self._action_codes = {row.id: row.code for row in action_types}
         self._dates = set(order.window.dates)
         self._days: dict[date, list[int]] = defaultdict(lambda: [0] * len(_TOLD))
-        self._sums: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        self._sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * len(PROVED))
         # The first of the days that were held back, each with the stored numbers and those of the source.
         self.held_back: list[dict[str, Any]] = []
         self.held_back_count = 0
@@ -109,9 +108,10 @@ class RunReport:
             self.uncounted += uncounted
             self._uncounted_by_tenant[tenant.schema] = uncounted
         for row in result.sums:
-            action = self._action_codes.get(row.action_type_id, UNKNOWN)
+            action = row.marketplace, self._action_codes.get(row.action_type_id, UNKNOWN)
             # A row of the old live counter has nulls.
-            self._sums[row.marketplace, action].update({name: getattr(row, name) or 0 for name in COUNTS})
+            stored = [number or 0 for number in row[-len(PROVED) :]]
+            self._sums[action] = list(map(add, self._sums[action], stored))
 
     def _hold_back(self, tenant: Tenant, day: sa.Row[Any]) -> tuple[int, ...]:
         """Notes a day that is held back, and returns its _TOLD: no row was written, the stored ones are kept."""
@@ -197,7 +197,8 @@ class RunReport:
 
     def _preview(self) -> list[dict[str, Any]]:
         """The stored rows of the computed days, added up over days and tenants, the busiest actions first."""
-        busiest = sorted(self._sums.items(), key=lambda item: (-item[1]["total_jobs"], item[0]))
+        named = ((action, dict(zip(PROVED, sums, strict=True))) for action, sums in self._sums.items())
+        busiest = sorted(named, key=lambda item: (-item[1]["total_jobs"], item[0]))
         return [
             {
                 "marketplace": marketplace,

@@ -59,7 +59,7 @@ COUNTS and `row_count` are what was counted; those that begin with `stored`, wha
 """
 
 
-_PROVED = (*COUNTS, "row_count")
+PROVED = (*COUNTS, "row_count")
 """What is proved: the first of DAY_NUMBERS, and the last columns of `stored_sums`."""
 
 
@@ -98,7 +98,7 @@ class TenantResult:
     """What a tenant's transaction did.
 
     `days`: a row per computed day: date, is_held_back, and DAY_NUMBERS.
-    `sums`: a row per marketplace and action type of these days, with the stored COUNTS (see `stored_sums`).
+    `sums`: a row per marketplace and action type of these days, with what is stored of PROVED (see `stored_sums`).
     `no_end_count`: how many jobs have no day, if they were looked for.
     """
 
@@ -154,14 +154,14 @@ def _write_window(connection: sa.Connection, window: Window, order: Order, is_fi
 
 def _prove(days: Iterable[sa.Row[Any]], stored: Mapping[date, sa.Row[Any]]) -> None:
     """Compares every count of every day that was written with what the table now holds."""
-    nothing = (0,) * len(_PROVED)
+    nothing = (0,) * len(PROVED)
     for day in days:
         # By position: a tenant has hundreds of days, and names are looked up slowly.
-        counted, found = day[2 : 2 + len(_PROVED)], nothing
+        counted, found = day[2 : 2 + len(PROVED)], nothing
         if day[0] in stored:
-            found = stored[day[0]][-len(_PROVED) :]
+            found = stored[day[0]][-len(PROVED) :]
         if found != counted and not day.is_held_back:
-            told = zip(_PROVED, found, counted, strict=True)
+            told = zip(PROVED, found, counted, strict=True)
             name, is_stored, was_counted = next(one for one in told if one[1] != one[2])
             raise ProofError(
                 f"{stats.name} holds {name} = {is_stored} for {day.date}, but {was_counted} were counted: "
