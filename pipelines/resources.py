@@ -1,5 +1,6 @@
 """TenantDatabase: the pool of workers that a run has, each on a connection of its own."""
 
+import gc
 import os
 import socket
 import time
@@ -110,6 +111,9 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
                     connection.invalidate()
                 return result
 
+        # Of what is loaded by now, Dagster above all, nothing becomes garbage. Else the collector would look through it
+        # all again and again while results come in, and every worker would wait.
+        gc.freeze()
         executor = ThreadPoolExecutor(max(1, workers), thread_name_prefix="tenant")
         futures = [executor.submit(call, item) for item in items]
         try:
@@ -130,6 +134,7 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
                 with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(driver.fileno())) as connection:
                     connection.shutdown(socket.SHUT_RDWR)
             executor.shutdown()
+            gc.unfreeze()
 
     def _reachable(self, engine: sa.Engine, wanted: int) -> int:
         """For how many of so many workers the server has connections; they wait in the pool. Raises NoConnection."""
