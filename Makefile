@@ -39,7 +39,7 @@ lock: install ## Pin the newest versions that pyproject.toml allows.
 # The size of the stats' benchmark: `make bench SIZE=full` takes hours.
 SIZE ?= small
 
-bench: .venv/.bench ## Measure against the limits, on a PostgreSQL of its own; a small size. See docs/migration.md.
+bench: .venv/.bench ## Measure against the limits, on a PostgreSQL of its own; a small size. See docs/performance.md.
 	$(BIN)/python -m tests.benchmarks.migration
 	$(BIN)/python -m tests.benchmarks.stats --size $(SIZE)
 
