@@ -15,9 +15,8 @@ asset by Dagster, all promises kept. The server syncs to disk; autovacuum is off
 import contextlib
 import json
 import os
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -39,12 +38,13 @@ from tests.benchmarks.candidates import (
     OURSELVES,
     PLAINS,
     STATEMENTS,
-    USERS,
     Candidate,
     Frames,
     each_tenant,
 )
 from tests.benchmarks.measure import Process, Run, reference_differences, result_differences, right_frame
+from tests.benchmarks.results import INDEX, MANY, TOLD_FROM_TENANTS, Row, ratio_of, table_of, targets
+from tests.benchmarks.users import USERS
 from tests.conftest import create_database
 from tests.server import running_server
 
@@ -54,7 +54,6 @@ COMPARED_TENANTS = 20
 runs: a tenant's year has some hundred thousand cells for each candidate."""
 SAMPLED_TENANTS, SAMPLED_DAYS = 8, 5
 """What a candidate gets that is too slow for a year of all."""
-TOLD_FROM_TENANTS = 100
 OTHER_TABLES = ("stats_limit", "stats_plain", *(str(user.table) for user in USERS))
 TABLES = (OURS, LEDGER, *OTHER_TABLES)
 # What `alembic` may one day make by itself.
@@ -95,9 +94,8 @@ CASES = (
         (),
     ),
 )
-MANY = Case("many-tenants", "The last day, which is new, of small tenants", 1, "no last day", users=())
-INDEX = "+index"
-NAMES = [*(case.name + suffix for suffix in ("", INDEX) for case in CASES), MANY.name]
+MANY_TENANTS = Case(MANY, "The last day, which is new, of small tenants", 1, "no last day", users=())
+NAMES = [*(case.name + suffix for suffix in ("", INDEX) for case in CASES), MANY]
 
 
 @dataclass(frozen=True)
@@ -117,40 +115,6 @@ SIZES = {
     "small": Size(10, 2_000, 2, ("one-day", "first-year", "same-year"), (), (), "512MB"),
     "full": Size(1_000, 10_000, 5, *(tuple(case.name for case in CASES),) * 2, (1, 100, 10_000), "4GB"),
 }
-
-
-@dataclass
-class Row:
-    """What is told of a candidate in a case; ratios are medians over the rounds. `scale`: what its seconds were
-    multiplied with, because it did only a part.
-    """
-
-    case: str
-    candidate: str
-    kind: str
-    tenants: int
-    scale: float
-    runs: list[Run] = field(default_factory=list)
-    watched: dict[str, float] = field(default_factory=dict)
-    to_aggregate: float | None = None
-    to_plain: float | None = None
-    to_ours: float | None = None
-    wrong: list[str] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> list[float]:
-        return [run.seconds * self.scale for run in self.runs]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    def most(self, what: Callable[[Run], float]) -> float:
-        return max(map(what, self.runs))
-
-    def as_json(self) -> dict[str, Any]:
-        medians = {"median_s": self.median, "ms_per_tenant": 1000 * self.median / self.tenants} if self.runs else {}
-        return asdict(self) | medians
 
 
 class Bench:
@@ -221,9 +185,9 @@ class Bench:
 
         for row in rows.values():
             if row.runs:
-                row.to_aggregate = _ratio(row, rows[aggregate.name])
-                row.to_plain = _ratio(row, rows[plain.name])
-                row.to_ours = _ratio(row, rows[case.ours[0].name])
+                row.to_aggregate = ratio_of(row, rows[aggregate.name])
+                row.to_plain = ratio_of(row, rows[plain.name])
+                row.to_ours = ratio_of(row, rows[case.ours[0].name])
         return [rows[one.name] for one in candidates if one in kept or rows[one.name].wrong]
 
     def _row(self, case: Case, suffix: str, one: Candidate) -> Row:
@@ -303,94 +267,11 @@ class Bench:
         )
 
 
-def _ratio(row: Row, other: Row) -> float | None:
-    if row is other or not other.runs:
-        return None
-    return statistics.median(mine / its for mine, its in zip(row.seconds, other.seconds, strict=True))
-
-
-def table_of(title: str, rows: Sequence[Row]) -> Table:
-    table = Table(title=title, title_justify="left")
-    names = ("seconds", "ms a tenant", "to aggregate", "to plain", "to ours", "WAL MB", "tuples written")
-    for name in ("candidate", *names, "process MB (grown)", "largest backend MB", "locks"):
-        table.add_column(name, justify="left" if name == "candidate" else "right")
-    for row in rows:
-        if not row.runs:
-            table.add_row(row.candidate, f"[red]struck off: {row.wrong[0]}")
-            continue
-        about = "≈ " if row.scale != 1 else ""
-        ratios = (f"{ratio:.2f}" if ratio else "" for ratio in (row.to_aggregate, row.to_plain, row.to_ours))
-        table.add_row(
-            row.candidate,
-            f"{about}{row.median:.3f}",
-            f"{1000 * row.median / row.tenants:.2f}",
-            *ratios,
-            f"{row.scale * statistics.median(run.wal_mb for run in row.runs):,.2f}",
-            f"{row.scale * statistics.median(sum(run.tuples.values()) for run in row.runs):,.0f}",
-            f"{row.most(lambda run: run.process_mb):,.0f} ({row.most(lambda run: run.grown_mb):,.0f})",
-            f"{row.watched['backend_mb']:,.0f}",
-            f"{row.watched['most_locks']:,.0f}",
-        )
-    return table
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is measured, and how much it may be."""
-
-    text: str
-    value: float
-    limit: float
-
-    @property
-    def is_met(self) -> bool:
-        return self.value <= self.limit
-
-
-def targets(rows: Sequence[Row]) -> list[Target]:
-    """What is to be reached, as far as it was measured."""
-    found = []
-    by_name = {(row.case, row.candidate): row for row in rows if row.runs}
-    to_limit = {"one-day": 1.5, "one-day" + INDEX: 2.0, "first-year": 1.3, "same-year": 1.3}
-    for case in dict.fromkeys(row.case for row in rows):
-        ours = by_name.get((case, OURSELVES.name))
-        if ours is None:
-            continue
-        if case.startswith("day-by-day"):
-            days = by_name[case, BY_DAY.name]
-            found.append(Target(f"{case}: one run, to 365 runs", 1 / (days.to_ours or 1), 1 / 30))
-            continue
-        if case in to_limit:
-            found.append(Target(f"{case}: ours, to the aggregate", ours.to_aggregate or 0, to_limit[case]))
-        users = {
-            row.candidate: row.to_ours for row in rows if row.case == case and row.kind == "user's" and row.to_ours
-        }
-        if users:
-            fastest = min(users, key=lambda name: users[name])
-            found.append(Target(f"{case}: ours, to the fastest of the users', {fastest}", 1 / users[fastest], 1))
-        if "pandas" in users:
-            found.append(Target(f"{case}: ours, to pandas", 1 / users["pandas"], 1 / 5))
-        if case.startswith("same-year"):
-            tuples = ours.most(lambda run: sum(run.tuples.values()))
-            found.append(Target(f"{case}: tuples that we write", tuples, 0))
-        without = by_name.get((case.removesuffix(INDEX), OURSELVES.name))
-        if case == "one-day" + INDEX and without:
-            found.append(Target(f"{case}: ours, to ours without it", ours.median / without.median, 1 / 3))
-        found.append(Target(f"{case}: MB of our process", ours.most(lambda run: run.process_mb), 400))
-        found.append(Target(f"{case}: MB of our largest backend", ours.watched["backend_mb"], 150))
-    many = {row.tenants: row for row in rows if row.candidate == OURSELVES.name and MANY.name in row.case}
-    if len(many) > 1:
-        few, most = (many[number] for number in sorted(many)[-2:])
-        growth = (most.median / most.tenants) / (few.median / few.tenants)
-        found.append(Target(f"{MANY.name}: a tenant of {most.tenants:,}, to one of {few.tenants:,}", growth, 1.3))
-    return found
-
-
 def run_all(
     server: str, size: Size, only: Sequence[str], progress: Progress, save: Callable[[Sequence[Row]], None]
 ) -> list[Row]:
     """Runs the cases; `save` is called after each, so that an interrupted benchmark keeps what it has."""
-    names = [*size.cases, *(name + INDEX for name in size.indexed), *([MANY.name] if size.many else [])]
+    names = [*size.cases, *(name + INDEX for name in size.indexed), *([MANY] if size.many else [])]
     wanted = list(only or names)
     rows: list[Row] = []
 
@@ -409,7 +290,7 @@ def run_all(
         save(rows)
         progress.console.print(table_of(f"{case.name}{suffix}: {case.title}; {of}", found), "")
 
-    if any(name != MANY.name for name in wanted):
+    if any(name != MANY for name in wanted):
         of = f"{size.tenants:,} tenants with {size.jobs:,} jobs each, medians of {size.rounds} rounds"
         with contextlib.closing(database("bench", size.tenants, size.jobs)) as bench:
             for case in CASES:
@@ -420,11 +301,11 @@ def run_all(
                 bench.each(COVERING_INDEX, "VACUUM ANALYZE {0}.marketplace_jobs")
             for case in indexed:
                 show(case, bench.run_case(case, INDEX), INDEX, of)
-    if MANY.name in wanted:
+    if MANY in wanted:
         for tenants in size.many or SIZES["full"].many:
             with contextlib.closing(database(f"many_{tenants}", tenants, 100)) as bench:
                 of = f"{tenants:,} tenants with 100 jobs each"
-                show(MANY, bench.run_case(MANY, f" ({tenants:,})"), f" ({tenants:,})", of)
+                show(MANY_TENANTS, bench.run_case(MANY_TENANTS, f" ({tenants:,})"), f" ({tenants:,})", of)
     return rows
 
 
@@ -477,7 +358,6 @@ def main(size: str, tenants: int | None, jobs: int | None, rounds: int | None, o
     with running_server(**settings) as server, Progress(*columns, console=console) as progress:
         rows = run_all(server, chosen, only, progress, save)
     table = Table("target", "measured", "at most", "", title="Targets", title_justify="left")
-    # What Dagster does for a run is the same for one tenant and for thousands: with a few, there is little else to see.
     for target in targets(rows) if max(row.tenants for row in rows) >= TOLD_FROM_TENANTS else []:
         verdict = "[green]met" if target.is_met else "[red]missed"
         table.add_row(target.text, f"{target.value:.2f}", f"{target.limit:g}", verdict)
