@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from pipelines.database import ATTEMPTS, connected, connection_reason, conninfo, create_engine, may_pass, pause_s
 from pipelines.settings import UsageError
 
-# A backend keeps about 24 kB of catalog for every tenant that it has touched.
+# A backend keeps about 100 kB of catalog for every tenant that it has touched.
 _TENANTS_PER_CONNECTION = 1_000
 
 Item = TypeVar("Item")
