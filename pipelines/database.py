@@ -53,17 +53,18 @@ def conninfo(*variables: str) -> str:
         ) from None
 
 
-def create_engine(
-    conninfo: str, *, pool_size: int = 1, prepare_threshold: int | None = None, **parameters: int | str
-) -> sa.Engine:
+def create_engine(conninfo: str, *, pool_size: int = 1, prepares: bool = False, **parameters: int | str) -> sa.Engine:
     """An engine of at most `pool_size` connections, REPEATABLE READ; `parameters` are server settings for each.
 
-    `prepare_threshold`: after how many times a statement is prepared. Without it, none is: each tenant has its own, and
-    the server would keep them all.
+    `prepares`: for statements of one text for all tenants (see `pipelines.tenants.sql_in_tenant`). Prepared, they are
+    read by the server once; names are looked up, and plans are made, for each tenant anew. Else no statement is
+    prepared: each tenant has its own, and the server would keep them all.
 
     libpq parses the URL itself, so that all its options work, and the engine does not know the password.
     """
     given = conninfo_to_dict(conninfo)
+    if prepares:
+        parameters["plan_cache_mode"] = "force_custom_plan"
     options = [str(given.get("options") or ""), *(f"-c {name}={value}" for name, value in parameters.items())]
     settings = {
         **given,
@@ -73,7 +74,7 @@ def create_engine(
     }
 
     def connect() -> psycopg.Connection[Any]:
-        return psycopg.connect(prepare_threshold=prepare_threshold, **settings)  # type: ignore[arg-type]
+        return psycopg.connect(prepare_threshold=2 if prepares else None, **settings)  # type: ignore[arg-type]
 
     return sa.create_engine(
         "postgresql+psycopg://",

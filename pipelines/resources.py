@@ -50,10 +50,7 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
         engine = create_engine(
             where,
             pool_size=self.workers + 1,
-            # What runs in a tenant that is entered has the same text for all. Prepared, it is read by the server once;
-            # names are looked up, and plans are made, for each tenant anew.
-            prepare_threshold=2,
-            plan_cache_mode="force_custom_plan",
+            prepares=True,
             lock_timeout=self.lock_timeout_ms,
             statement_timeout=self.statement_timeout_ms,
             row_security="off",  # A policy that hides rows is an error: they would be missing in the numbers.
@@ -123,6 +120,7 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
                     raise outcome
                 yield item, outcome
         finally:  # Also when the run is interrupted: what has not begun is not begun, what has is cancelled.
+            gc.unfreeze()
             stopped.set()
             executor.shutdown(wait=False, cancel_futures=True)
             deadline = time.monotonic() + 5
@@ -134,7 +132,6 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
                 with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(driver.fileno())) as connection:
                     connection.shutdown(socket.SHUT_RDWR)
             executor.shutdown()
-            gc.unfreeze()
 
     def _reachable(self, engine: sa.Engine, wanted: int) -> int:
         """For how many of so many workers the server has connections; they wait in the pool. Raises NoConnection."""

@@ -100,16 +100,15 @@ def counted_rows(finished: sa.CTE, days: sa.CTE) -> sa.CTE:
     """
     by = [finished.c[name] for name in _ROW]
     is_known = finished.c.marketplace_number.is_not(None)
-    has_status = {status: finished.c.status == status for status in FINISHED}
     duration_ms = finished.c.duration_ms
     key = sketch.key_of(duration_ms)
     job_sums = (
         sa.select(
             *by,
-            _count(has_status["completed"]).label("success_count"),
-            _count(has_status["failed"]).label("failure_count"),
-            _count(has_status["cancelled"]).label("cancelled_count"),
-            _count(has_status["expired"]).label("expired_count"),
+            _count(finished.c.status == "completed").label("success_count"),
+            _count(finished.c.status == "failed").label("failure_count"),
+            _count(finished.c.status == "cancelled").label("cancelled_count"),
+            _count(finished.c.status == "expired").label("expired_count"),
             sa.func.coalesce(sa.func.sum(finished.c.retry_count).filter(finished.c.ran), 0).label("retry_count"),
             sa.cast(sa.func.count(duration_ms), sa.Integer).label("duration_count"),
             sa.func.coalesce(sa.func.sum(duration_ms), 0).label("duration_sum_ms"),
@@ -148,7 +147,7 @@ def counted_rows(finished: sa.CTE, days: sa.CTE) -> sa.CTE:
     def same_row(sums: sa.CTE) -> sa.ColumnElement[bool]:
         return sa.and_(*(sums.c[name] == job_sums.c[name] for name in _ROW))
 
-    def task_count(value: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+    def or_zero(value: sa.ColumnElement[int]) -> sa.ColumnElement[int]:  # A row may have no tasks.
         return sa.func.coalesce(value, 0)
 
     marketplace = sa.case(dict(enumerate(MARKETPLACES, start=1)), value=job_sums.c.marketplace_number)
@@ -162,10 +161,10 @@ def counted_rows(finished: sa.CTE, days: sa.CTE) -> sa.CTE:
             marketplace.label("marketplace"),
             (job_sums.c.success_count + job_sums.c.failure_count).label("total_jobs"),
             *(job_sums.c[name] for name in JOB_COUNTS[1:]),
-            task_count(task_sums.c.total_tasks).label("total_tasks"),
-            task_count(task_sums.c.task_success_count).label("task_success_count"),
-            task_count(task_sums.c.total_tasks - task_sums.c.task_success_count).label("task_failure_count"),
-            task_count(task_sums.c.task_retry_count).label("task_retry_count"),
+            or_zero(task_sums.c.total_tasks).label("total_tasks"),
+            or_zero(task_sums.c.task_success_count).label("task_success_count"),
+            or_zero(task_sums.c.total_tasks - task_sums.c.task_success_count).label("task_failure_count"),
+            or_zero(task_sums.c.task_retry_count).label("task_retry_count"),
             mean.label("avg_duration_ms"),
             *(sketches.c[name] for name in sketch.COLUMNS),
             *sketch.percentiles(job_sums.c.percentile_keys),

@@ -12,6 +12,8 @@ from tests.integration.common import DAY, NOON, failure, job, materialize, metad
 
 pytestmark = pytest.mark.usefixtures("url")
 
+TABLES = ("marketplace_jobs", "marketplace_tasks", "marketplace_job_stats", "marketplace_job_stats_days")
+
 DONE = "done"
 # What is done to a tenant that is a migrated clone with two jobs on the day, and what becomes of it.
 CASES = {
@@ -96,11 +98,10 @@ def test_no_tenant_is_lost(connection: psycopg.Connection[Any]) -> None:
     """Each kind of tenant is computed, or named with its reason; together they are all that there are."""
     expected: dict[str, str] = {}
     connection.execute("DROP SCHEMA user_1 CASCADE; DROP SCHEMA user_10 CASCADE")
-    tables = ("marketplace_jobs", "marketplace_tasks", "marketplace_job_stats", "marketplace_job_stats_days")
     names = ["007", "7", "99999999999999999999999999", *map(str, range(100, 200))]
     for number, (statements, result) in zip(names, CASES.values(), strict=False):
         schema = f"user_{number}"
-        application.clone_tenant(connection, schema, tables)
+        application.clone_tenant(connection, schema, TABLES)
         connection.execute(
             f"GRANT USAGE ON SCHEMA {schema} TO {RUN_ROLE}; GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {RUN_ROLE}"
         )
@@ -123,6 +124,26 @@ def test_no_tenant_is_lost(connection: psycopg.Connection[Any]) -> None:
     for schema in done:
         row = connection.execute(f"SELECT total_jobs, failure_count, total_tasks FROM {schema}.marketplace_job_stats")
         assert (schema, row.fetchall()) == (schema, [(2, 1, 1)])
+
+
+def test_columns_of_other_types_spoil_no_other_tenant(connection: psycopg.Connection[Any]) -> None:
+    """A statement that a connection has prepared for some tenants serves those with other types as well, and back."""
+    for number in range(11, 17):
+        schema = f"user_{number}"
+        application.clone_tenant(connection, schema, TABLES)
+        connection.execute(
+            f"GRANT USAGE ON SCHEMA {schema} TO {RUN_ROLE}; GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {RUN_ROLE}"
+        )
+        application.insert(connection, schema, "marketplace_jobs", [job(id=1)])
+    connection.execute("""
+        ALTER TABLE user_14.marketplace_job_stats ALTER date TYPE timestamp, ALTER action_type_id TYPE bigint,
+              ALTER marketplace TYPE text, ALTER total_jobs TYPE bigint;
+        ALTER TABLE user_14.marketplace_job_stats_days ALTER date TYPE timestamp, ALTER time_zone TYPE varchar(40);
+        ALTER TABLE user_14.marketplace_jobs ALTER id TYPE bigint, ALTER action_type_id TYPE bigint""")
+    for _ in range(2):  # The first rows, and the difference.
+        run = materialize(environment={"STATS_WORKERS": "1"})
+        assert metadata(run)[DAY]["tenants_done"] == 9, failure(run)
+        assert run.success
 
 
 def test_rows_of_every_kind_are_counted_or_reported(connection: psycopg.Connection[Any]) -> None:

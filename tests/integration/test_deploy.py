@@ -272,6 +272,12 @@ def test_a_command_says_which_database_it_means(deployment: Deployment) -> None:
     assert "us.environment" in said("true", MARKETPLACE_STATS_DATABASE="us")
 
 
+def test_one_code_server_of_several_is_like_the_only_one() -> None:
+    """Their units differ in nothing but the environment and the command."""
+    only, one = (settings(unit) for unit in ("code", "code@eu"))
+    assert {name for name in only | one if only.get(name) != one.get(name)} == {"EnvironmentFile", "ExecStart"}
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="There is no systemd here.")
 def test_the_units_are_understood(deployment: Deployment) -> None:
     """systemd finds nothing wrong in any of them."""

@@ -354,7 +354,7 @@ def _fitting(schema: str, job: Mapping[str, Any]) -> Mapping[str, Any]:
 def machine(server: str, migrated_template: str) -> Iterator[type[Machine]]:
     """The machine on a database of its own."""
     conninfo = create_database(server, DATABASE, migrated_template)
-    Machine.engine = create_engine(run_url(conninfo))
+    Machine.engine = create_engine(run_url(conninfo), prepares=True)
     with psycopg.connect(conninfo, autocommit=True, options="-c timezone=UTC") as Machine.owner:
         yield Machine
     Machine.engine.dispose()

@@ -34,7 +34,7 @@ FAR_AWAY = date(2001, 1, 1)
 def shop(server: str, migrated_template: str) -> Iterator[tuple[psycopg.Connection[Any], sa.Engine]]:
     """One database for all examples of this module: each example empties the tables first."""
     conninfo = create_database(server, "numbers", migrated_template)
-    engine = create_engine(run_url(conninfo))
+    engine = create_engine(run_url(conninfo), prepares=True)  # As a run does.
     with psycopg.connect(conninfo, autocommit=True) as connection:
         yield connection, engine
     engine.dispose()
