@@ -1,97 +1,100 @@
 """`python -m migrations.drift`: where the tables of the template and the tenants differ from the models.
 
-Prints one line per difference; ends with status 0 if there is none, 1 if there are some. Changes nothing: what the
-models mean is asked of PostgreSQL itself, with temporary tables.
+Prints one line per difference; ends with status 0 if there is none, 1 if there are some. Changes nothing.
 """
 
-import re
 import sys
 from collections.abc import Iterator
 
 import click
-import sqlalchemy as sa
 
-from migrations.canonical import VIEW_READ_BACK
-from migrations.converge import has_legacy_view
-from migrations.shape import LEDGER, NEW, OLD, SUMMARY, Relation, Shape, read_shapes
+from migrations.converge import is_key
+from migrations.runner import connect
+from migrations.shape import NEW, OLD, Relation, Shape, plain, read_shapes
+from migrations.states import has_legacy_view
+from migrations.stats import ASIDE, is_good_view
+from migrations.target import HEAD, SHARED_HEAD, Key, Table, same_default
 from models import SHARED
-from models.summary import MarketplaceDailySummary
-from pipelines.database import connected, conninfo, create_engine, server_and_database
+from pipelines.database import connected, conninfo, server_and_database
 from pipelines.tenants import find_schemas
 
 
-def differences(shape: Shape, expected: Shape) -> Iterator[str]:
-    """One sentence per difference between a tenant's tables and the expected ones. Extra columns and keys count too."""
-    for name in (SUMMARY,) if shape.schema == SHARED else (NEW, LEDGER):
+def differences(shape: Shape, shared: bool = False) -> Iterator[str]:
+    """One sentence per difference between a schema's tables and the models. Extra columns and keys count too, the order
+    of columns does not."""
+    for name, want in (SHARED_HEAD if shared else HEAD).items():
         table = shape.table(name)
         if table is None:
             yield f"{name} is missing"
         else:
-            yield from _compare(table, expected.relations[name], has_legacy_view(shape))
+            yield from _compare(table, want, has_legacy_view(shape) is not False)
+    if shared:
+        return
     view = shape.view(OLD)
     if shape.table(OLD):
         yield f"{OLD} is a table"
-    elif view and view.view != VIEW_READ_BACK:
-        yield f"the view {OLD} selects something else"
+    elif view and not is_good_view(view, shape.table(NEW)):
+        yield f"the view {OLD} selects something else, or lacks a default"
     elif not view and has_legacy_view(shape):
         yield f"the view {OLD} is missing, or the default of {NEW}.marketplace should go with it"
 
 
-def _compare(table: Relation, expected: Relation, legacy_view: bool) -> Iterator[str]:
+def _compare(table: Relation, expected: Table, legacy_view: bool) -> Iterator[str]:
+    if not table.is_logged:
+        yield f"{table.name} is unlogged: a crash would empty it"
+    if table.replica_identity == "-":
+        yield f"{table.name} has a replica identity by an index that is gone"
     for name in sorted(expected.columns.keys() | table.columns.keys()):
         have, want = table.columns.get(name), expected.columns.get(name)
-        if have is None or want is None:
-            yield f"{table.name}.{name} is {'missing' if have is None else 'not in the models'}"
-            continue
-        if have.type != want.type and not (name == "id" and have.type in ("smallint", "bigint")):
-            yield f"{table.name}.{name} is {have.type}, not {want.type}"
-        if have.not_null != want.not_null:
-            yield f"{table.name}.{name} {'refuses' if have.not_null else 'allows'} null"
-        # Ids come from a sequence of the tenant's own, or from the template's.
-        is_free = name == "id" or (name == "marketplace" and not legacy_view)
-        if have.default != want.default and not is_free:
-            yield f"{table.name}.{name} has the default {have.default}, not {want.default}"
-    have_keys, want_keys = _keys(table), _keys(expected)
-    for key in sorted(want_keys - have_keys):
-        yield f"{table.name} has no {' '.join(key)}"
-    for key in sorted(have_keys - want_keys):
-        yield f"{table.name} has {' '.join(key)}, which is not in the models"
+        if have is None:
+            yield f"{table.name}.{name} is missing"
+        elif want is None:
+            if not name.startswith(ASIDE):
+                yield f"{table.name}.{name} is not in the models"
+        else:
+            if have.type != want.type and not (want.default == "serial" and have.type in ("smallint", "bigint")):
+                yield f"{table.name}.{name} is {have.type}, not {want.type}"
+            if have.not_null != want.not_null:
+                yield f"{table.name}.{name} {'refuses' if have.not_null else 'allows'} null"
+            is_free = name == "marketplace" and not legacy_view
+            if not same_default(have.default, want.default) and not is_free:
+                yield f"{table.name}.{name} has the default {have.default}, not {want.default}"
+    yield from _compare_keys(table, expected)
 
 
-def _keys(table: Relation) -> set[tuple[str, str]]:
-    """Constraints and indexes: name, and what they are in PostgreSQL's words."""
-    constraints = {(key.name, re.sub(r"::\w+( varying)?(\[\])?", "", key.definition)) for key in table.constraints}
-    return constraints | {(name, f"INDEX ({', '.join(columns)})") for name, columns in table.indexes.items()}
+def _compare_keys(table: Relation, expected: Table) -> Iterator[str]:
+    def has(want: Key) -> bool:
+        if want.kind == "x":
+            return plain(table.indexes.get(want.name)) == plain(want.definition)
+        return any(have.name == want.name and is_key(have, want) for have in table.constraints)
 
-
-def expected_shape(connection: sa.Connection) -> Shape:
-    """The models as PostgreSQL understands them: created as temporary tables, read, and rolled back."""
-    metadata = sa.MetaData()
-    for table in MarketplaceDailySummary.metadata.tables.values():
-        table.to_metadata(metadata, schema="pg_temp")
-    with connection.begin() as transaction:
-        metadata.create_all(connection, checkfirst=False)
-        schema = connection.scalar(sa.text("SELECT nspname FROM pg_namespace WHERE oid = pg_my_temp_schema()"))
-        shape = read_shapes(connection, [str(schema)])[str(schema)]
-        transaction.rollback()
-    return shape
+    right = {key.name for key in expected.keys if has(key)}
+    for key in expected.keys:
+        if key.name not in right:
+            yield f"{table.name} has no {key.name} {key.definition}"
+    for constraint in table.constraints:
+        if constraint.name not in right:
+            text = constraint.definition or f"UNIQUE INDEX ({', '.join(constraint.columns)})"
+            yield f"{table.name} has {constraint.name} {text}, which is not in the models"
+    for name, text in table.indexes.items():
+        if name not in right:
+            yield f"{table.name} has INDEX {name} {text}, which is not in the models"
 
 
 @click.command(help=__doc__)
 def main() -> None:
     where = conninfo("MIGRATION_DATABASE_URL")
-    engine = create_engine(where)
+    engine = connect(where)
     count = 0
     with connected(engine, where) as connection:
         click.echo(f"Comparing {server_and_database(connection)}")
-        expected = expected_shape(connection)
         with connection.begin():
             schemas = [*find_schemas(connection), SHARED]
         for start in range(0, len(schemas), 500):
             with connection.begin():
                 shapes = read_shapes(connection, schemas[start : start + 500])
             for schema, shape in shapes.items():
-                for difference in differences(shape, expected):
+                for difference in differences(shape, schema == SHARED):
                     count += 1
                     click.echo(f"{schema}: {difference}")
     click.echo(f"{len(schemas)} schemas compared with the models, {count} differences")

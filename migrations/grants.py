@@ -10,21 +10,19 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from psycopg.conninfo import conninfo_to_dict
 
-from migrations.converge import Plan
-from migrations.shape import LEDGER, NEW, OLD, SUMMARY
+from migrations.shape import NEW, OLD
+from migrations.target import HEAD, SHARED_HEAD
 from models import SHARED
 from models.sources import MarketplaceActionType, MarketplaceJob, MarketplaceTask
-from pipelines.database import conninfo
+from pipelines.database import connected, conninfo, create_engine
 from pipelines.tenants import quoted
 
 # What is missing: the schema, the tables, and the sequence that the ids of our table come from, which may be in the
 # template's schema.
 _MISSING = sa.text("""
     WITH wanted (relation, privileges) AS (
-        VALUES (:jobs, ARRAY['SELECT']), (:tasks, ARRAY['SELECT']),
-               (:stats, ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']),
-               (:ledger, ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']),
-               (:summary, ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])
+        SELECT unnest(:sources), ARRAY['SELECT']
+         UNION ALL SELECT unnest(:tables), ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']
     ),
     sequences AS (
         SELECT c.relnamespace AS tenant, s.oid, s.relnamespace
@@ -54,12 +52,10 @@ _MISSING = sa.text("""
       FROM pg_namespace n JOIN sequences s ON s.tenant = n.oid
      WHERE n.nspname = ANY (:schemas) AND NOT has_sequence_privilege(:role, s.oid, 'USAGE')
 """).bindparams(
-    sa.bindparam("jobs", MarketplaceJob.__tablename__, type_=sa.Text),
-    sa.bindparam("tasks", MarketplaceTask.__tablename__, type_=sa.Text),
+    sa.bindparam("sources", [MarketplaceJob.__tablename__, MarketplaceTask.__tablename__], type_=sa.ARRAY(sa.Text)),
+    sa.bindparam("tables", [*HEAD, *SHARED_HEAD], type_=sa.ARRAY(sa.Text)),
     sa.bindparam("stats", NEW, type_=sa.Text),
     sa.bindparam("old", OLD, type_=sa.Text),
-    sa.bindparam("ledger", LEDGER, type_=sa.Text),
-    sa.bindparam("summary", SUMMARY, type_=sa.Text),
     sa.bindparam("role", type_=sa.Text),
     sa.bindparam("schemas", type_=sa.ARRAY(sa.Text)),
 )
@@ -76,25 +72,28 @@ _ACTION_TYPES = sa.text("""
 
 
 def run_role() -> str | None:
-    """The user of `DATABASE_URL`, if the migration has a role of its own; else None."""
+    """The user of `DATABASE_URL`, if the migration has a role of its own; else None. Raises UsageError.
+
+    Where the URL does not name it (it may come from `PGUSER`, or from a service file), the server is asked.
+    """
     if not os.environ.get("MIGRATION_DATABASE_URL", "").strip() or not os.environ.get("DATABASE_URL", "").strip():
         return None
-    role = conninfo_to_dict(conninfo()).get("user")
-    return str(role) if role else None
+    where = conninfo()
+    if role := conninfo_to_dict(where).get("user"):
+        return str(role)
+    with connected(create_engine(where), where) as connection:
+        return str(connection.exec_driver_sql("SELECT session_user").scalar_one())
 
 
-def new_grants(plan: Plan, role: str) -> tuple[str, ...]:
-    """The statements for what the plan itself makes; none if it does nothing."""
-    if not plan.statements:
-        return ()
-    schema, grantee = quoted(plan.schema), quoted(role)
-    if plan.schema == SHARED:
-        write = f"GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.{SUMMARY} TO {grantee}"
-        return (f"GRANT USAGE ON SCHEMA {schema} TO {grantee}", write)
-    tables = f"GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.{NEW}, {schema}.{LEDGER} TO {grantee}"
-    if not plan.creates_sequence:
-        return (tables,)
-    return (tables, f"GRANT USAGE ON SEQUENCE {schema}.{NEW}_id_seq TO {grantee}")
+def new_grants(tables: Sequence[str], statements: Sequence[str], role: str) -> tuple[str, ...]:
+    """The statements for what these statements make; what is there already is looked for: see `missing_grants`."""
+    grantee = quoted(role)
+    write = f"GRANT SELECT, INSERT, UPDATE, DELETE ON {', '.join(tables)} TO {grantee}"
+    if any("id serial" in text or text.startswith("CREATE SEQUENCE") for text in statements):
+        return (write, f"GRANT USAGE ON SEQUENCE {NEW}_id_seq TO {grantee}")
+    if any(text.startswith("CREATE SCHEMA") for text in statements):
+        return (f"GRANT USAGE ON SCHEMA {SHARED} TO {grantee}", write)
+    return (write,)
 
 
 def missing_shared_grants(connection: sa.Connection, role: str) -> list[str]:

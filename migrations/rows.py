@@ -1,69 +1,112 @@
-"""The statements that move rows: from the old table to the new one, to the archive, and back from it.
+"""The statements that move rows: into the stats, to the archive, and back from it; counted, so that none is lost.
 
-None of them loses a row. They name all columns of the canonical table, so they come after the statements that make it.
+What is written may be changed or left out by a trigger or a rule of somebody else's. So the rows of all tables that take
+part are counted and hashed before the move and after it, under the lock, and a difference fails the schema.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
-from migrations.canonical import COLUMNS, FILLED, NEW_KEY
+from migrations.converge import FILLED, Refusal, logged
+from migrations.first import NEW_KEY
 from migrations.shape import ARCHIVE, NEW, OLD, Relation
+from pipelines.tenants import quoted
+
+_ARCHIVE_COLUMNS = {"reason": "text NOT NULL", "archived_at": "timestamp with time zone NOT NULL DEFAULT now()"}
+_SETTING = "marketplace_stats.rows"
 
 
-def merge(schema: str, old: Relation) -> Iterator[str]:
-    """The rows of the old table go into the new one, under new ids; then the old one goes."""
-    for sequence in old.owned_sequences:
+def counted(
+    columns: Sequence[str], before: Mapping[str, str], moves: Sequence[str], after: Sequence[str]
+) -> Iterator[str]:
+    """The moves, between a count of the rows of the tables `before`, by what is selected of each, and `after` them."""
+    selects = [f"SELECT {selected} FROM {table}" for table, selected in before.items()]
+    yield f"SELECT set_config('{_SETTING}', ({_count(selects)}), true)"
+    yield from moves
+    count = _count([f"SELECT {', '.join(columns)} FROM {table}" for table in after])
+    yield (
+        f"DO $proof$ BEGIN IF current_setting('{_SETTING}') IS DISTINCT FROM ({count}) THEN "
+        f"RAISE EXCEPTION 'rows would be lost or changed on their way to {' and '.join(after)}' "
+        "USING ERRCODE = 'P0004'; END IF; END $proof$"
+    )
+
+
+def _count(selects: Sequence[str]) -> str:
+    rows = " UNION ALL ".join(selects)
+    return f"SELECT concat(count(*), ' ', sum(hashtextextended(moved::text, 0::bigint))) FROM ({rows}) AS moved"
+
+
+def merge(old: Relation, columns: Mapping[str, str]) -> tuple[str, list[str]]:
+    """What is selected of the old table for the columns, by name and type, of the new one; and the statements.
+
+    The ids are new ones.
+    """
+    selected = ", ".join(
+        quoted(name) if name in old.columns else f"CAST({FILLED.get(name, 'NULL')} AS {type_})"
+        for name, type_ in columns.items()
+    )
+    names = ", ".join(map(quoted, columns))
+    statements = [f"INSERT INTO {NEW} ({names}) SELECT {selected} FROM {OLD}"]
+    if not (identity := old.columns.get("id")) or identity.default != "identity":
         # Clones take their ids from it, and it would go with the table.
-        yield f"ALTER SEQUENCE {sequence} OWNED BY {schema}.{NEW}.id"
-    columns = [name for name in COLUMNS if name in old.columns]
-    values = [f"coalesce({name}, {FILLED[name]})" if name in FILLED else name for name in columns]
-    yield f"INSERT INTO {schema}.{NEW} ({', '.join(columns)}) SELECT {', '.join(values)} FROM {schema}.{OLD}"
-    yield f"DROP TABLE {schema}.{OLD}"
+        statements = [f"ALTER SEQUENCE {name} OWNED BY {NEW}.id" for name in old.owned_sequences] + statements
+    return selected, statements
 
 
-def archive_losers(schema: str) -> Iterator[str]:
-    """Of the rows with one key, the one with the most jobs stays; the others go to the archive."""
-    columns = ", ".join(COLUMNS)
-    yield _archive_sql(schema)
-    yield f"""
+def archive(there: Relation | None, columns: Mapping[str, str]) -> Iterator[str]:
+    """The archive, with a place for each column. Raises Refusal where it cannot keep one of theirs.
+
+    It has no key, so where tables are published its rows could not be taken back without a replica identity.
+    """
+    if clash := sorted(columns.keys() & _ARCHIVE_COLUMNS.keys()):
+        raise Refusal(f"rows have to go to {ARCHIVE}, and {NEW} has a column {clash[0]} of its own: rename it")
+    types = {quoted(name): type_ for name, type_ in columns.items()} | _ARCHIVE_COLUMNS
+    if there is None:
+        yield f"CREATE TABLE {ARCHIVE} ({', '.join(f'{name} {type_}' for name, type_ in types.items())})"
+    else:
+        yield from logged(there)
+        if missing := [
+            f"ADD COLUMN {quoted(name)} {type_}" for name, type_ in columns.items() if name not in there.columns
+        ]:
+            yield f"ALTER TABLE {ARCHIVE} {', '.join(missing)}"
+    if there is None or there.replica_identity != "f":
+        yield f"ALTER TABLE {ARCHIVE} REPLICA IDENTITY FULL"
+
+
+def archive_losers(columns: Sequence[str]) -> str:
+    """Of the rows with one key one stays; the others go to the archive. A row that the batch computed is exact, and so
+    beats a counter's; of counters' rows the one with the most jobs stays."""
+    names = ", ".join(columns)
+    return f"""
         WITH ranked AS (
             SELECT ctid AS place, row_number() OVER (PARTITION BY {", ".join(NEW_KEY)}
-                       ORDER BY total_jobs DESC, computed_at DESC NULLS LAST, created_at DESC, id DESC) AS rank
-              FROM {schema}.{NEW}
+                       ORDER BY computed_at IS NULL, CASE WHEN computed_at IS NULL THEN total_jobs END DESC,
+                                computed_at DESC, created_at DESC, id DESC) AS rank
+              FROM {NEW}
         ), losers AS (
-            DELETE FROM {schema}.{NEW} AS stats USING ranked WHERE stats.ctid = ranked.place AND rank > 1
-            RETURNING stats.*
+            DELETE FROM {NEW} AS stats USING ranked WHERE stats.ctid = ranked.place AND rank > 1 RETURNING stats.*
         )
-        INSERT INTO {schema}.{ARCHIVE} ({columns}, reason) SELECT {columns}, 'duplicate' FROM losers"""
+        INSERT INTO {ARCHIVE} ({names}, reason) SELECT {names}, 'duplicate' FROM losers"""
 
 
-def put_away(schema: str) -> Iterator[str]:
+def put_away(columns: Sequence[str]) -> str:
     """The rows that have no place in the old table go to the archive."""
-    columns = ", ".join(COLUMNS)
-    yield _archive_sql(schema)
-    yield f"""
-        WITH moved AS (DELETE FROM {schema}.{NEW} WHERE marketplace <> 'vinted' RETURNING *)
-        INSERT INTO {schema}.{ARCHIVE} ({columns}, reason) SELECT {columns}, 'downgrade' FROM moved"""
-
-
-def take_back(schema: str) -> str:
-    """The rows that a downgrade put away come back, unless their key is taken by now."""
-    columns = ", ".join(COLUMNS)
-    same_key = " AND ".join(f"stats.{name} = archive.{name}" for name in NEW_KEY)
+    names = ", ".join(columns)
     return f"""
-        WITH chosen AS (
-            SELECT DISTINCT ON ({", ".join(NEW_KEY)}) ctid AS place
-              FROM {schema}.{ARCHIVE} AS archive
-             WHERE reason = 'downgrade' AND NOT EXISTS (SELECT FROM {schema}.{NEW} AS stats WHERE {same_key})
-             ORDER BY {", ".join(NEW_KEY)}, total_jobs DESC, archived_at DESC
-        ), back AS (
-            DELETE FROM {schema}.{ARCHIVE} AS archive USING chosen WHERE archive.ctid = chosen.place RETURNING archive.*
-        )
-        INSERT INTO {schema}.{NEW} ({columns}) SELECT {columns} FROM back"""
+        WITH moved AS (DELETE FROM {NEW} WHERE marketplace <> 'vinted' RETURNING *)
+        INSERT INTO {ARCHIVE} ({names}, reason) SELECT {names}, 'downgrade' FROM moved"""
 
 
-def _archive_sql(schema: str) -> str:
-    columns = ", ".join(f"{name} {column.type}" for name, column in COLUMNS.items())
-    return (
-        f"CREATE TABLE IF NOT EXISTS {schema}.{ARCHIVE} ({columns}, reason text NOT NULL, "
-        "archived_at timestamp with time zone NOT NULL DEFAULT now())"
-    )
+def filled_archive(columns: Sequence[str]) -> str:
+    """What must not be null in the stats is filled first, so that the rows are the same before and after."""
+    filled = {name: value for name, value in FILLED.items() if name in columns}
+    changes = ", ".join(f"{name} = coalesce({name}, {value})" for name, value in filled.items())
+    nulls = " OR ".join(f"{name} IS NULL" for name in filled)
+    return f"UPDATE {ARCHIVE} SET {changes} WHERE reason = 'downgrade' AND ({nulls})"
+
+
+def take_back(columns: Sequence[str]) -> str:
+    """The rows that a downgrade put away come back. There is no unique key then: see `archive_losers`."""
+    names = ", ".join(columns)
+    return f"""
+        WITH back AS (DELETE FROM {ARCHIVE} WHERE reason = 'downgrade' RETURNING *)
+        INSERT INTO {NEW} ({names}) SELECT {names} FROM back"""

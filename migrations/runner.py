@@ -1,31 +1,30 @@
-"""All schemas: which have nothing to do, and the others in a few processes at once.
+"""All schemas: several at once, those that are locked at the end, and what to do when a signal comes."""
 
-Schemas that are canonical and recorded as such are found in a few catalog queries, without a transaction of their own.
-"""
-
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from typing import TypeVar
 
+import psycopg
 import sqlalchemy as sa
-from alembic import context
 
-from migrations.converge import Plan, Refusal, has_legacy_view
-from migrations.grants import missing_grants
-from migrations.shape import VERSION, read_fingerprints, read_shapes, read_versions
-from migrations.tenant import Command, Found, Outcome, failed, look, migrate
-from models import SHARED
-from pipelines.database import create_engine
+from migrations.plan import Command, Plans
+from migrations.shape import read_found
+from migrations.tenant import Outcome, look, migrate
+from pipelines.database import Working, create_engine
 from pipelines.settings import Settings
-from pipelines.tenants import TEMPLATE_SCHEMA
 
-T = TypeVar("T")
-
-BATCH = 25
+BATCH = 50
 """How many schemas are looked at in one query, and given to a worker at once."""
+
+TRIES_MS = (50, 100, 200, 400, 500)
+"""How long a lock is waited for, in each round; whoever comes after it waits as well."""
+
+_MOST_STEPS = 3
+"""How often a schema is changed at most until it is as it should be: by revisions, by what is missing then, by grants."""
 
 
 def connect(where: str) -> sa.Engine:
@@ -34,136 +33,150 @@ def connect(where: str) -> sa.Engine:
     return create_engine(
         where,
         pool_size=settings.workers + 1,
-        lock_timeout=settings.lock_timeout_ms,
+        lock_timeout=min(TRIES_MS[-1], settings.lock_timeout_ms),
         statement_timeout=settings.statement_timeout_ms,
         jit="off",
         row_security="off",  # A policy that hides rows is an error here: a row that is not seen would be lost.
         idle_session_timeout=0,  # The first connection waits for the others: see make_durable.
         synchronous_commit="off",  # One commit at the end waits for the disk: see make_durable.
+        search_path="pg_catalog",  # So that all names that are read are qualified.
+        quote_all_identifiers="off",  # So that they are all written alike.
+        plan_cache_mode="force_generic_plan",  # The one prepared statement, of the catalog, takes long to plan.
     )
 
 
-def migrate_all(engine: sa.Engine, schemas: Sequence[str], command: Command, where: str) -> Iterator[Sequence[Outcome]]:
-    """The outcomes in batches: the template's, then those of the schemas with nothing to do, then the others'."""
-    if schemas[0] == TEMPLATE_SCHEMA:
-        yield _migrate_batch(engine, [TEMPLATE_SCHEMA], command)
-        schemas = schemas[1:]
-    template, version = _read(engine, look, [TEMPLATE_SCHEMA]).get(TEMPLATE_SCHEMA, (None, None))
-    if template and version:  # An unmigrated template says nothing.
-        command = replace(command, template_has_view=has_legacy_view(template))
+class Migration:
+    """A command over all schemas of a database."""
 
-    settled = _settled(engine, schemas, command) if command.name == "upgrade" else []
-    yield settled
-    names = {outcome.schema for outcome in settled}
-    batches = _batches([schema for schema in schemas if schema not in names], BATCH)
-    if len(batches) <= 1:
-        yield from (_migrate_batch(engine, batch, command) for batch in batches)
-        return
-    # Forked, because Alembic's context is one per process, and the child needs this one, just as it is. The parent's
-    # connections stay the parent's.
-    fork = multiprocessing.get_context("fork")
-    workers = min(_workers(), len(batches))
-    with ProcessPoolExecutor(workers, fork, initializer=_start_worker, initargs=(command, where)) as pool:
-        yield from pool.map(_work, batches)
+    def __init__(self, engine: sa.Engine, command: Command) -> None:
+        self._engine, self._command = engine, command
+        self._settings = Settings.from_env()
+        self._plans = Plans(command)
+        self._working = Working()
+
+    def follow(self, template_has_view: bool) -> None:
+        """Tenants get the view under the old name if the template has it."""
+        self._command = replace(self._command, template_has_view=template_has_view)
+        self._plans = Plans(self._command)
+
+    def is_interrupted(self) -> bool:
+        return self._working.stopped.is_set()
+
+    @contextmanager
+    def signals_stop_it(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C let nothing begin any more and cancel what is under way; a second one is as usual."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+        def stop(number: int, _: object) -> None:
+            self._working.stopped.set()
+            signal.signal(number, usual[signal.Signals(number)])
+
+        for number in usual:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in usual.items():
+                signal.signal(number, handler)
+
+    def run(self, schemas: Sequence[str]) -> Iterator[Sequence[Outcome]]:
+        """The outcomes in batches. A schema that is locked comes again at the end, until nothing moves any more."""
+        patience_s = self._settings.lock_timeout_ms / 1000
+        started = moved = time.monotonic()
+        batches = [schemas[start : start + BATCH] for start in range(0, len(schemas), BATCH)]
+        tries = 0
+        while batches and not self.is_interrupted():
+            timeout_ms = min(TRIES_MS[min(tries, len(TRIES_MS) - 1)], self._settings.lock_timeout_ms)
+            waiting: list[Outcome] = []
+            for outcomes in self._run_once(batches, timeout_ms):
+                final = [outcome for outcome in outcomes if not outcome.may_pass]
+                waiting += [outcome for outcome in outcomes if outcome.may_pass]
+                if final:
+                    moved = time.monotonic()
+                    yield final
+            tries += 1
+            if waiting and time.monotonic() - max(moved, started) >= patience_s and tries > 1:
+                yield waiting
+                return
+            if waiting:
+                self._working.stopped.wait(min(0.1 * 2**tries, patience_s / 4, 2))
+            # By one, since they may be held by one session each.
+            batches = [[outcome.schema] for outcome in waiting]
+
+    def _run_once(self, batches: Sequence[Sequence[str]], timeout_ms: int) -> Iterator[list[Outcome]]:
+        workers = min(self._settings.workers, len(batches))
+        with ThreadPoolExecutor(workers, thread_name_prefix="schema") as pool:
+            pending = {pool.submit(self._batch, batch, timeout_ms) for batch in batches}
+            try:
+                while pending:
+                    # Not for longer, so that a signal is heard.
+                    done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield future.result()
+                    if self.is_interrupted():
+                        self._working.stop(pending)
+                        done = {future for future in pending if not future.cancelled()}
+                        pending = set()
+                        for future in done:
+                            yield future.result()
+            finally:
+                if pending:
+                    self._working.stop(pending)
+
+    def _batch(self, schemas: Sequence[str], timeout_ms: int) -> list[Outcome]:
+        """Each schema of the batch, until it is as it should be, or has failed."""
+        ended: dict[str, Outcome] = {}
+        done: dict[str, Outcome] = {}
+        todo = list(schemas)
+        try:
+            with self._engine.connect() as connection, self._working.on(connection):
+                for _ in range(_MOST_STEPS):
+                    for outcome in self._step(connection, todo, timeout_ms):
+                        if outcome.status == "done" and not outcome.statements:
+                            done.setdefault(outcome.schema, outcome)
+                        else:
+                            before = done.get(outcome.schema) if outcome.status == "already there" else None
+                            ended[outcome.schema] = before or outcome
+                    todo = [schema for schema in todo if schema in done and schema not in ended]
+        except sa.exc.OperationalError as error:
+            reason = str(error.orig).strip().splitlines()[0]
+            ended |= {
+                schema: Outcome(schema, "failed", "not reached", reason, remedy="run it again", may_pass=True)
+                for schema in schemas
+                if schema not in ended
+            }
+            return list(ended.values())
+        remedy = "compare it with `python -m migrations.drift`"
+        for schema in [] if self.is_interrupted() else todo:
+            error_ = "it is not what the models say, whatever is done"
+            ended[schema] = Outcome(schema, "failed", done[schema].state, error_, remedy=remedy)
+        return [*ended.values(), *(outcome for schema, outcome in done.items() if schema not in ended)]
+
+    def _step(self, connection: sa.Connection, schemas: Sequence[str], timeout_ms: int) -> Iterator[Outcome]:
+        if not schemas:
+            return
+        try:
+            looked = look(connection, schemas, self._command.run_role)
+        except (sa.exc.DBAPIError, psycopg.Error):
+            looked = {}  # Each is looked at by itself.
+        for schema in schemas:
+            if self.is_interrupted():
+                return
+            outcome = migrate(connection, schema, self._command, self._plans, timeout_ms, looked.get(schema))
+            if connection.closed or connection.invalidated:
+                raise sa.exc.OperationalError("", None, psycopg.OperationalError("the connection was lost"))
+            if not (self.is_interrupted() and outcome.status == "failed"):
+                yield outcome
 
 
-def migrate_shared(engine: sa.Engine, command: Command) -> Outcome:
-    """The outcome of our own schema, which is about all tenants."""
-    [outcome] = _migrate_batch(engine, [SHARED], command)
-    return outcome
-
-
-def read_all_versions(engine: sa.Engine, schemas: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def read_records(engine: sa.Engine, schemas: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """The version record of each schema; an empty one if there is none."""
     found: dict[str, tuple[str, ...]] = dict.fromkeys(schemas, ())
-    for batch in _batches(schemas, 100):
-        with engine.connect() as connection:
-            found |= {schema: version or () for schema, (_, version) in look(connection, batch).items()}
+    for start in range(0, len(schemas), 100):
+        with engine.begin() as connection:
+            batch = read_found(connection, schemas[start : start + 100])
+            found |= {schema: each.record or () for schema, each in batch.items()}
     return found
-
-
-def _settled(engine: sa.Engine, schemas: Sequence[str], command: Command) -> list[Outcome]:
-    """The schemas with nothing to do: of canonical shape, which one of each kind tells, and recorded at the head."""
-    with ThreadPoolExecutor(_workers()) as pool:
-
-        def read(query: Callable[[sa.Connection, Sequence[str]], dict[str, T]], schemas: Sequence[str]) -> dict[str, T]:
-            found = pool.map(partial(_read, engine, query), _batches(schemas, 100))
-            return {schema: value for batch in found for schema, value in batch.items()}
-
-        kinds: dict[str, list[str]] = {}
-        for schema, fingerprint in read(read_fingerprints, schemas).items():
-            kinds.setdefault(fingerprint, []).append(schema)
-        good = [members for members in kinds.values() if _is_canonical(engine, members[0], command)]
-        versions = read(read_versions, [schema for members in good for schema in members])
-        at_head = [schema for schema, version in versions.items() if command.is_at_head(version)]
-        lacking = read(partial(missing_grants, role=command.run_role), at_head) if command.run_role else {}
-    return [Outcome(schema, "already there", "canonical") for schema in at_head if schema not in lacking]
-
-
-def _is_canonical(engine: sa.Engine, schema: str, command: Command) -> bool:
-    shape = _read(engine, read_shapes, [schema]).get(schema)
-    try:
-        return (
-            shape is not None
-            and shape.table(VERSION) is not None
-            and not command.plan(shape, (command.head,)).statements
-        )
-    except Refusal:
-        return False
-
-
-def _read(
-    engine: sa.Engine, query: Callable[[sa.Connection, Sequence[str]], dict[str, T]], schemas: Sequence[str]
-) -> dict[str, T]:
-    """What the query finds, in a transaction of its own; nothing if it fails: then each schema is looked at by itself.
-
-    Reading the catalog waits for the locks of other sessions, and a view's definition keeps a lock to the end of the
-    transaction; so it may fail, and it may not be asked for too many schemas at once.
-    """
-    try:
-        with engine.connect() as connection:
-            return query(connection, schemas)
-    except sa.exc.DBAPIError:
-        return {}
-
-
-def _batches(schemas: Sequence[str], size: int) -> list[Sequence[str]]:
-    return [schemas[start : start + size] for start in range(0, len(schemas), size)]
-
-
-def _migrate_batch(engine: sa.Engine, schemas: Sequence[str], command: Command) -> list[Outcome]:
-    try:
-        connection = engine.connect()
-    except sa.exc.OperationalError as error:
-        return [failed(schema, None, error) for schema in schemas]
-    with connection:
-        try:
-            found: dict[str, Found] = look(connection, schemas)
-        except sa.exc.DBAPIError:
-            found = {}
-        return [migrate(connection, schema, found.get(schema), command, _run_alembic) for schema in schemas]
-
-
-def _run_alembic(connection: sa.Connection, plan: Plan) -> None:
-    """The Alembic command on one schema, in the transaction that the connection is in."""
-    context.configure(
-        connection=connection, version_table=VERSION, version_table_schema=plan.schema, transactional_ddl=True
-    )
-    context.run_migrations(plan=plan)
-
-
-# What a worker process works with.
-_worker: tuple[sa.Engine, Command]
-
-
-def _start_worker(command: Command, where: str) -> None:
-    global _worker
-    _worker = (connect(where), command)
-
-
-def _work(schemas: Sequence[str]) -> list[Outcome]:
-    return _migrate_batch(_worker[0], schemas, _worker[1])
-
-
-def _workers() -> int:
-    return Settings.from_env().workers

@@ -1,8 +1,7 @@
 """${message}"""
 
+import sqlalchemy as sa
 from alembic import op
-
-from migrations.converge import Plan
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
@@ -10,9 +9,25 @@ branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
 
 
-def upgrade(plan: Plan) -> None:
-    """Changes one tenant, `plan.schema`; name it, quoted, in every statement."""
+def upgrade(target: str) -> None:
+    globals()[f"upgrade_{target}"]()
 
 
-def downgrade(plan: Plan) -> None:
+def downgrade(target: str) -> None:
+    globals()[f"downgrade_{target}"]()
+
+
+def upgrade_tenant() -> None:
+    """Changes the template and every tenant; name no schema."""
+
+
+def downgrade_tenant() -> None:
+    """Takes it back."""
+
+
+def upgrade_shared() -> None:
+    """Changes our own schema, `marketplace_stats`; name no schema."""
+
+
+def downgrade_shared() -> None:
     """Takes it back."""

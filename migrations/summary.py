@@ -39,7 +39,7 @@ def print_dry_run(outcomes: Iterable[Outcome]) -> None:
             click.echo("BEGIN;")
             for statement in outcome.statements:
                 click.echo(f"{statement.strip()};")
-            click.echo("-- and the version record\nCOMMIT;")
+            click.echo("COMMIT;")
 
 
 def print_versions(versions: Mapping[str, Sequence[str]], head: str) -> None:
@@ -55,8 +55,6 @@ def print_versions(versions: Mapping[str, Sequence[str]], head: str) -> None:
 def print_summary(shared: Sequence[Outcome], outcomes: Sequence[Outcome], dry_run: bool) -> None:
     """Every schema that failed or is out of the ordinary, then the numbers; those do not count our own schema."""
     for outcome in (*shared, *outcomes):
-        if outcome.unknown_revision and outcome.status == "done":
-            click.echo(f"{outcome.schema}: its record named the unknown revision {outcome.unknown_revision}; adopted")
         if outcome.status == "skipped":
             click.echo(f"{outcome.schema}: skipped, {outcome.error}")
         if outcome.status == "failed":

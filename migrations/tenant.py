@@ -1,37 +1,41 @@
-"""One schema: what the Alembic command means for it, its transaction, retries where they help, and how it ended."""
+"""One schema: its transaction, and how it ended.
 
-import time
-from collections.abc import Callable, Sequence
+The lock comes first, under a short time-out; what is planned was planned for the shape that is read under it.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import psycopg
 import sqlalchemy as sa
-from alembic.util import CommandError
+from psycopg import sql
 
-from migrations import canonical, converge
-from migrations.converge import Plan, Refusal
-from migrations.grants import missing_grants, new_grants
-from migrations.shape import NEW, OLD, VERSION, Shape, read_shapes, read_versions
+from migrations import first
+from migrations.converge import Refusal
+from migrations.grants import missing_grants
+from migrations.plan import Command, Plan, Plans
+from migrations.shape import NEW, OLD, Found, Shape, read_found, read_shape
 from models import SHARED
-from pipelines.database import ATTEMPTS, may_pass, pause_s
+from pipelines.database import connection_reason, may_pass
 from pipelines.tenants import quoted
 
 REMEDIES = {
+    "0A000": "something of yours depends on it: drop that, and make it again afterwards, then run this tenant again",
     "22003": "a number does not fit: correct the row that the message names",
     "23502": "a row has no action or no date: complete or delete it",
     "23505": "two rows have the same id: give one of them another",
     "2BP01": "something of yours depends on it: drop that, or move it to the new table, then run this tenant again",
     "42501": "run the migration as the owner of the tables: set MIGRATION_DATABASE_URL",
+    "42701": "a revision adds it, and it is there already: if it is yours, rename it, then run this tenant again",
     "55P03": "another session keeps a lock: end it, or wait, then run this tenant again",
     "57014": "it took longer than STATS_STATEMENT_TIMEOUT_MS: raise it, then run this tenant again",
+    "P0004": "look for a trigger or a rule on these tables that changes what is written, disable it, and run it again",
 }
 CONSTRAINT_REMEDIES = {
-    canonical.CHECK: "rows have a marketplace that is not known: correct or delete them, then run this tenant again",
-    canonical.LOSSLESS: "eBay or Etsy rows would be lost: repeat with -x archive=yes to put them away",
+    first.CHECK: "rows have a marketplace that is not known: correct or delete them, then run this tenant again",
+    first.LOSSLESS: "eBay or Etsy rows would be lost: repeat with -x archive=yes to put them away",
 }
-
-
-Found = tuple[Shape, tuple[str, ...] | None]
-RunAlembic = Callable[[sa.Connection, Plan], None]
 
 
 @dataclass(frozen=True)
@@ -44,144 +48,174 @@ class Outcome:
     error: str | None = None
     sqlstate: str | None = None
     remedy: str | None = None
-    unknown_revision: str | None = None
     statements: tuple[str, ...] = ()  # Of a dry run.
+    may_pass: bool = False  # It failed for a reason that may be gone in a moment.
 
 
-@dataclass(frozen=True)
-class Command:
-    """What is to be done to every schema."""
-
-    name: str  # Alembic's: upgrade or downgrade.
-    head: str
-    revisions: frozenset[str]
-    # As the operator said; None: a migrated tenant keeps what it has, and a new one gets what the template has.
-    legacy_view: bool | None
-    archive: bool
-    dry_run: bool
-    run_role: str | None = None  # What is granted to, if the migration has a role of its own.
-    template_has_view: bool = True
-
-    def is_at_head(self, version: Sequence[str] | None) -> bool:
-        return version is not None and tuple(version) == (self.head,)
-
-    def plan(self, shape: Shape, version: Sequence[str] | None) -> Plan:
-        """What this command means for a tenant of this shape and record. Raises Refusal."""
-        if shape.schema == SHARED:
-            return converge.upgrade_shared(shape) if self.name == "upgrade" else converge.downgrade_shared(shape)
-        if self.name == "downgrade":
-            return converge.downgrade(shape, self.archive) if version else Plan(shape.schema, "not migrated", ())
-        if self.legacy_view is not None:
-            legacy_view = self.legacy_view
-        elif self.is_at_head(version):
-            legacy_view = converge.has_legacy_view(shape)
-        else:
-            legacy_view = self.template_has_view
-        return converge.upgrade(shape, legacy_view)
+class _Changed(Exception):
+    """The schema has changed since it was looked at."""
 
 
-def look(connection: sa.Connection, schemas: Sequence[str]) -> dict[str, Found]:
-    """The shape of each schema, and its version record: None if there is no table for it."""
+class _Locked(Exception):
+    """Another session keeps one of its tables locked."""
+
+
+def look(
+    connection: sa.Connection, schemas: Sequence[str], run_role: str | None
+) -> dict[str, tuple[Found, Sequence[str]]]:
+    """What is found in each schema, and the grants that the run's role lacks; nothing for one that is not there."""
     with connection.begin():
-        shapes = read_shapes(connection, schemas)
-        versions = read_versions(connection, [schema for schema in schemas if shapes[schema].table(VERSION)])
-    return {schema: (shapes[schema], versions.get(schema)) for schema in schemas}
+        found = read_found(connection, schemas)
+        missing = missing_grants(connection, schemas, run_role)
+    return {schema: (each, missing.get(schema, ())) for schema, each in found.items()}
 
 
 def migrate(
-    connection: sa.Connection, schema: str, found: Found | None, command: Command, run_alembic: RunAlembic
-) -> Outcome:
-    """Runs the command on one schema, as it was `found`, if it could be looked at. Every error becomes its outcome.
-
-    What may pass is tried again; any other error only if the schema has changed since it was looked at.
-    """
-    before, is_passing, outcome = None, True, Outcome(schema, "failed")
-    for attempt in range(ATTEMPTS):
-        try:
-            if attempt > 0:
-                time.sleep(pause_s(attempt))
-            if found is None:
-                if not _exists(connection, schema):
-                    return Outcome(schema, "skipped", "gone", "the schema was dropped while the migration went on")
-                found = look(connection, [schema])[schema]
-                if found == before and not is_passing:
-                    break
-            return _migrate(connection, *found, command, run_alembic)
-        except Refusal as refusal:
-            error, _, remedy = str(refusal).partition(": ")
-            return Outcome(schema, "failed", _state(found), error, remedy=remedy)
-        except CommandError as error:
-            # Another migrator has written the version record first.
-            is_passing, outcome = True, Outcome(schema, "failed", _state(found), str(error), remedy="run it again")
-        except sa.exc.DBAPIError as error:
-            is_passing, outcome = may_pass(error), failed(schema, found, error)
-        before, found = found, None
-    return outcome
-
-
-def _exists(connection: sa.Connection, schema: str) -> bool:
-    with connection.begin():
-        query = sa.text("SELECT 1 FROM pg_namespace WHERE nspname = :schema")
-        return connection.scalar(query, {"schema": schema}) is not None
-
-
-def _migrate(
     connection: sa.Connection,
-    shape: Shape,
-    version: tuple[str, ...] | None,
+    schema: str,
     command: Command,
-    run_alembic: RunAlembic,
+    plans: Plans,
+    lock_timeout_ms: int,
+    looked: tuple[Found, Sequence[str]] | None = None,
 ) -> Outcome:
-    plan = command.plan(shape, version)
-    unknown = ", ".join(sorted(set(version or ()) - command.revisions)) or None
-    if unknown and (command.name == "downgrade" or plan.statements):
-        raise Refusal(
-            f"the version record names revision {unknown}, which nobody has, and the tables are not those of "
-            f"{command.head}: bring back the migration that knows it, or delete the record to converge what is there"
-        )
-    is_repair = command.name == "upgrade" and command.is_at_head(version)
-    if command.name == "upgrade" and command.run_role:
-        with connection.begin():
-            missing = missing_grants(connection, [shape.schema], command.run_role).get(shape.schema, ())
-        plan = replace(plan, statements=(*plan.statements, *new_grants(plan, command.run_role), *missing))
-    if (is_repair or command.name == "downgrade") and not plan.statements:
-        return Outcome(shape.schema, "already there", plan.state)
-    # The old name first: it may be the view, which its readers lock before the table behind it.
-    tables = [f"{quoted(shape.schema)}.{name}" for name in (OLD, NEW) if name in shape.relations]
-    first = (f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE",) if tables else ()
-    if plan.schema == SHARED and not _exists(connection, SHARED):
-        first = (f"CREATE SCHEMA {SHARED}",)
-    if command.dry_run:
-        statements = (*first, *plan.statements)
-        return Outcome(shape.schema, "done", plan.state, unknown_revision=unknown, statements=statements)
+    """Runs the command on one schema, once. Every error becomes its outcome."""
+    shape: Shape | None = None
+    try:
+        if looked is None:
+            looked = look(connection, [schema], command.run_role).get(schema)
+        if looked is None and schema != SHARED:
+            return Outcome(schema, "skipped", "gone", "the schema was dropped while the migration went on")
+        found, missing = looked or (Found(None, ""), ())
+        plan = plans.known(found.kind, schema == SHARED)
+        if plan is None:
+            with connection.begin():
+                fingerprint, shape = read_shape(connection, schema)
+            if found.is_foreign:
+                raise Refusal(": ".join(_foreign(shape, command.role)))
+            if shape.is_locked:
+                raise _Locked
+            if fingerprint != found.fingerprint:
+                raise _Changed
+            plan = plans.make(found.kind, found.record or (), shape, schema == SHARED)
+        if not plan.statements and not missing and not found.lagging_sequence:
+            return Outcome(schema, "already there", plan.state)
+        if command.dry_run:
+            statements = (*_lock(schema, plan), *_work(schema, plan, found, missing))
+            return Outcome(schema, "done", plan.state, statements=statements)
+        state = _apply(connection, schema, plan, found, missing, command, plans, lock_timeout_ms)
+        return Outcome(schema, "done", state)
+    except Refusal as refusal:
+        error, _, remedy = str(refusal).partition(": ")
+        return Outcome(schema, "failed", _state(schema, shape), error, remedy=remedy)
+    except _Changed:
+        return Outcome(schema, "failed", error="it changed all the while", remedy="run it again", may_pass=True)
+    except _Locked:
+        return Outcome(schema, "failed", "not reached", "a table is locked", "55P03", REMEDIES["55P03"], may_pass=True)
+    except (sa.exc.DBAPIError, psycopg.Error) as error:
+        if shape is None:
+            shape = _shape(connection, schema)
+        outcome = _failed(schema, shape, error, command.role)
+        return replace(outcome, may_pass=may_pass(error) or _is_race(error))
+
+
+def _apply(
+    connection: sa.Connection,
+    schema: str,
+    plan: Plan,
+    found: Found,
+    missing: Sequence[str],
+    command: Command,
+    plans: Plans,
+    lock_timeout_ms: int,
+) -> str:
+    """The transaction; returns the state that the schema was in. Raises Refusal, _Changed and what the driver raises."""
+    driver: Any = connection.connection.driver_connection
     with connection.begin():
-        for statement in first:
-            connection.exec_driver_sql(statement)
-        if unknown:
-            connection.exec_driver_sql(f"DELETE FROM {quoted(shape.schema)}.{VERSION}")
-        if is_repair:
-            plan.execute(connection)
-        else:
-            run_alembic(connection, plan)
-    return Outcome(shape.schema, "done", plan.state, unknown_revision=unknown)
+        lock = "; ".join((f"SET LOCAL lock_timeout = {lock_timeout_ms}", *_lock(schema, plan)))
+        driver.execute(lock, prepare=False)
+        now = read_found(connection, [schema]).get(schema, Found(None, ""))
+        if now.kind != found.kind:  # While the lock was waited for.
+            fingerprint, shape = read_shape(connection, schema)
+            if fingerprint != now.fingerprint:
+                raise _Changed
+            again = plans.make(now.kind, now.record or (), shape, schema == SHARED)
+            if again.locks != plan.locks:
+                raise _Changed
+            plan = again
+        driver.execute(";\n".join(_work(schema, plan, now, missing)), prepare=False)
+    return plan.state
 
 
-def _state(found: Found | None) -> str:
-    """The state of a tenant that failed."""
-    if found is None:
-        return "could not be read"
-    if found[0].schema == SHARED:
+def _is_race(error: sa.exc.DBAPIError | psycopg.Error) -> bool:
+    """Whether somebody else has made or dropped the same thing meanwhile."""
+    original = getattr(error, "orig", error)
+    sqlstate = getattr(original, "sqlstate", None)
+    is_catalog = getattr(getattr(original, "diag", None), "schema_name", None) == "pg_catalog"
+    return sqlstate in ("42P01", "42P06", "3F000") or (sqlstate == "23505" and is_catalog)
+
+
+def _lock(schema: str, plan: Plan) -> tuple[str, ...]:
+    tables = ", ".join(f"{quoted(schema)}.{quoted(name)}" for name in plan.locks)
+    return (f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE",) if tables else ()
+
+
+def _work(schema: str, plan: Plan, found: Found, missing: Sequence[str]) -> Sequence[str]:
+    """The statements under the lock. Only this schema and pg_catalog are looked in for names."""
+    statements = [f"SET LOCAL search_path = {quoted(schema)}", *plan.statements, *missing]
+    if found.lagging_sequence:
+        sequence = sql.Literal(found.lagging_sequence).as_string()
+        statements.append(
+            f"SELECT setval({sequence}, max(id)) FROM {NEW} HAVING max(id) > coalesce(pg_sequence_last_value({sequence}), 0)"
+        )
+    return statements
+
+
+def _shape(connection: sa.Connection, schema: str) -> Shape | None:
+    """For the message; none if it cannot be had."""
+    try:
+        with connection.begin():
+            return read_shape(connection, schema)[1]
+    except (sa.exc.DBAPIError, psycopg.Error):
+        return None
+
+
+def _state(schema: str, shape: Shape | None) -> str:
+    """The state of a schema that failed."""
+    if schema == SHARED:
         return "our own schema"
-    tables = [name for name in (OLD, NEW) if found[0].table(name)]
+    if shape is None:
+        return "could not be read"
+    tables = [name for name in (OLD, NEW) if shape.table(name)]
     return f"with {' and '.join(tables)}" if tables else "with neither table"
 
 
-def failed(schema: str, found: Found | None, error: sa.exc.DBAPIError) -> Outcome:
-    """The outcome of an error of the database: its first line, the SQLSTATE, and what to do."""
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    diagnosis = getattr(error.orig, "diag", None)
+def _foreign(shape: Shape, role: str) -> tuple[str, str]:
+    """What is wrong and what to do where tables of ours belong to another role than the one that migrates."""
+    table = shape.table(NEW) or shape.table(OLD)
+    others = {name: relation.owner for name, relation in shape.relations.items() if relation.owner != role}
+    names = ", ".join(f"{name} belongs to {owner}" for name, owner in others.items()) or "a privilege is missing"
+    if not others or (table and table.owner != role):
+        owner = table.owner if table else "the owner of the schema"
+        return f"{names}, and not to {role}", f"run the migration as {owner}, in MIGRATION_DATABASE_URL"
+    return (
+        f"{names}, and not to {role}",
+        f"run the migration once as that role or as a superuser, which gives all to {role}, or say ALTER TABLE ... OWNER "
+        f"TO {role}",
+    )
+
+
+def _failed(schema: str, shape: Shape | None, error: sa.exc.DBAPIError | psycopg.Error, role: str) -> Outcome:
+    """The outcome of an error of the database: its first line, the detail, the SQLSTATE, and what to do."""
+    original = getattr(error, "orig", error)
+    sqlstate = getattr(original, "sqlstate", None)
+    diagnosis = getattr(original, "diag", None)
     constraint = getattr(diagnosis, "constraint_name", None) or ""
-    message = (str(error.orig).splitlines() or ["the connection was lost"])[0]
+    message = connection_reason(error)
+    if detail := getattr(diagnosis, "message_detail", None):  # For instance what depends on it.
+        message += f" ({'; '.join(detail.splitlines()[:3])})"
     remedy = CONSTRAINT_REMEDIES.get(constraint) or REMEDIES.get(sqlstate or "")
-    remedy = remedy or "mend what the message says, then run this tenant again"
-    return Outcome(schema, "failed", _state(found), message, sqlstate, remedy)
+    if sqlstate == "42501" and shape:
+        whose, remedy = _foreign(shape, role)
+        message += f"; {whose}"
+    remedy = remedy or "mend what the message says, then run it again"
+    return Outcome(schema, "failed", _state(schema, shape), message, sqlstate, remedy)

@@ -3,15 +3,21 @@
 The URL comes from the environment when a connection is made, and is held by no object that Dagster shows or stores.
 """
 
+import os
 import random
 import re
+import socket
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
+from threading import Event
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pipelines import local
@@ -58,23 +64,31 @@ def create_engine(conninfo: str, *, pool_size: int = 1, prepares: bool = False, 
 
     `prepares`: for statements of one text for all tenants (see `pipelines.tenants.sql_in_tenant`). Prepared, they are
     read by the server once; names are looked up, and plans are made, for each tenant anew. Else no statement is
-    prepared: each tenant has its own, and the server would keep them all.
+    prepared that does not ask for it: each tenant has its own, and the server would keep them all.
 
-    libpq parses the URL itself, so that all its options work, and the engine does not know the password.
+    libpq parses the URL itself, so that all its options work, and the engine does not know the password. A connection
+    on which the parameters do not last raises UsageError.
     """
     given = conninfo_to_dict(conninfo)
     if prepares:
         parameters["plan_cache_mode"] = "force_custom_plan"
-    options = [str(given.get("options") or ""), *(f"-c {name}={value}" for name, value in parameters.items())]
     settings = {
         **given,
         "application_name": given.get("application_name") or APPLICATION_NAME,
-        "options": " ".join(options).strip(),
         "client_encoding": "UTF8",
     }
 
     def connect() -> psycopg.Connection[Any]:
-        return psycopg.connect(prepare_threshold=2 if prepares else None, **settings)  # type: ignore[arg-type]
+        connection: psycopg.Connection[Any] = psycopg.connect(
+            prepare_threshold=2 if prepares else sys.maxsize,
+            **settings,  # type: ignore[arg-type]
+        )
+        try:
+            _set_parameters(connection, {name: str(value) for name, value in parameters.items()})
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     return sa.create_engine(
         "postgresql+psycopg://",
@@ -84,6 +98,28 @@ def create_engine(conninfo: str, *, pool_size: int = 1, prepares: bool = False, 
         isolation_level="REPEATABLE READ",
         use_native_hstore=False,  # Spares a catalog query per connection.
     )
+
+
+def _set_parameters(connection: psycopg.Connection[Any], parameters: Mapping[str, str]) -> None:
+    """Sets them for the session, and reads them back in another transaction. Raises UsageError if they are gone.
+
+    As options of the connection's start, a pooler would drop them in silence: locks would be waited for without end, and
+    rows that a policy hides would be missing.
+    """
+    if not parameters:
+        return
+    connection.autocommit = True
+    calls = sql.SQL(", ").join([sql.SQL("set_config(%s, %s, false)")] * len(parameters))
+    given = [text for item in parameters.items() for text in item]
+    wanted = connection.execute(sql.SQL("SELECT {}").format(calls), given).fetchone()
+    calls = sql.SQL(", ").join([sql.SQL("current_setting(%s)")] * len(parameters))
+    found = connection.execute(sql.SQL("SELECT {}").format(calls), list(parameters)).fetchone()
+    connection.autocommit = False
+    if found != wanted:
+        raise UsageError(
+            "The settings of a session do not last: is there a pooler in transaction mode? Connect to the server itself, "
+            "or use a pooler in session mode."
+        )
 
 
 @contextmanager
@@ -114,6 +150,41 @@ def connected(engine: sa.Engine, conninfo: str, patience_s: float = 0) -> Iterat
         engine.dispose()
 
 
+class Working:
+    """The connections that are at work just now in other threads, so that they can be stopped."""
+
+    def __init__(self) -> None:
+        self.stopped = Event()
+        self._drivers: set[psycopg.Connection[Any]] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._drivers)
+
+    @contextmanager
+    def on(self, connection: sa.Connection) -> Iterator[None]:
+        """While this connection is at work."""
+        driver: Any = connection.connection.driver_connection
+        self._drivers.add(driver)
+        try:
+            yield
+        finally:
+            self._drivers.discard(driver)
+
+    def stop(self, futures: Collection[Future[Any]]) -> None:
+        """Cancels what they do, and returns when the futures have ended, or can no longer wait for the server."""
+        self.stopped.set()
+        for future in futures:
+            future.cancel()
+        deadline = time.monotonic() + 5
+        for driver in list(self._drivers):
+            with suppress(psycopg.Error):  # It may be gone already.
+                driver.cancel_safe(timeout=max(0.1, deadline - time.monotonic()))
+        wait(futures, timeout=10)
+        for driver in list(self._drivers):  # The server does not answer.
+            with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(driver.fileno())) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+
+
 ATTEMPTS = 4
 """How often a tenant is tried before it counts as failed."""
 
@@ -128,13 +199,14 @@ def require_table(connection: sa.Connection, table: sa.Table) -> None:
 
 def may_pass(error: Exception) -> bool:
     """Whether the same statements may succeed a moment later: locks, deadlocks, and a server that restarts."""
-    if not isinstance(error, sa.exc.DBAPIError):
+    if not isinstance(error, sa.exc.DBAPIError | psycopg.Error):
         return False
-    sqlstate = getattr(error.orig, "sqlstate", None)
+    sqlstate = getattr(getattr(error, "orig", error), "sqlstate", None)
     if sqlstate == "57014":  # The statement's own time-out.
         return False
     if sqlstate is None:  # The connection was lost, if it is not something that the client has refused.
-        return isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
+        lost = (sa.exc.OperationalError, sa.exc.InterfaceError, psycopg.OperationalError, psycopg.InterfaceError)
+        return isinstance(error, lost)
     # XX000 is what reading the catalog gives while another session changes it.
     return sqlstate[:2] in ("08", "40", "53", "57") or sqlstate in ("55P03", "XX000")
 
@@ -144,9 +216,10 @@ def pause_s(attempt: int) -> float:
     return random.uniform(0.1, 0.3) * 2.0**attempt  # noqa: S311 Only to keep sessions apart.
 
 
-def connection_reason(error: sa.exc.DBAPIError) -> str:
+def connection_reason(error: sa.exc.DBAPIError | psycopg.Error) -> str:
     """The server's or libpq's own words, without the advice that follows them."""
-    lines = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
+    original = getattr(error, "orig", error)
+    lines = str(original).strip().splitlines() or [type(original).__name__]
     return lines[0].removeprefix("connection failed: ").rstrip(".")
 
 

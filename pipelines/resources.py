@@ -1,20 +1,24 @@
 """TenantDatabase: the pool of workers that a run has, each on a connection of its own."""
 
 import gc
-import os
-import socket
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
-from contextlib import ExitStack, contextmanager, suppress
-from threading import Event
-from typing import Any, TypeVar
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 import dagster as dg
-import psycopg
 import sqlalchemy as sa
 
-from pipelines.database import ATTEMPTS, connected, connection_reason, conninfo, create_engine, may_pass, pause_s
+from pipelines.database import (
+    ATTEMPTS,
+    Working,
+    connected,
+    connection_reason,
+    conninfo,
+    create_engine,
+    may_pass,
+    pause_s,
+)
 from pipelines.settings import UsageError
 
 # A backend keeps about 100 kB of catalog for every tenant that it has touched.
@@ -69,8 +73,7 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
         What may pass (a lock, a deadlock, a lost connection) is tried again a few times, with growing pauses. Raises
         NoConnection if there is none to be had: at once, or in the middle, when no other worker has one either.
         """
-        working: set[psycopg.Connection[Any]] = set()
-        stopped = Event()
+        working = Working()
         items = list(items)
         workers = self._reachable(engine, min(self.workers, len(items)))
 
@@ -80,7 +83,7 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
                 try:
                     return item, once(item)
                 except Exception as error:
-                    if attempt == ATTEMPTS or not may_pass(error) or stopped.wait(pause_s(attempt)):
+                    if attempt == ATTEMPTS or not may_pass(error) or working.stopped.wait(pause_s(attempt)):
                         return item, error
                 attempt += 1
 
@@ -91,18 +94,14 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
                     return engine.connect()
                 except sa.exc.DBAPIError as error:
                     # While others work, one of theirs will be free before long.
-                    if (not working and attempt >= ATTEMPTS) or stopped.wait(pause_s(min(attempt, ATTEMPTS))):
+                    if (not working and attempt >= ATTEMPTS) or working.stopped.wait(pause_s(min(attempt, ATTEMPTS))):
                         raise NoConnection.because(error) from None
                 attempt += 1
 
         def once(item: Item) -> T:
             with connect() as connection:
-                driver: Any = connection.connection.driver_connection
-                working.add(driver)
-                try:
+                with working.on(connection):
                     result = work(connection, item)
-                finally:
-                    working.discard(driver)
                 connection.info["tenants"] = connection.info.get("tenants", 0) + 1
                 if connection.info["tenants"] >= _TENANTS_PER_CONNECTION:
                     connection.invalidate()
@@ -121,16 +120,7 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
                 yield item, outcome
         finally:  # Also when the run is interrupted: what has not begun is not begun, what has is cancelled.
             gc.unfreeze()
-            stopped.set()
-            executor.shutdown(wait=False, cancel_futures=True)
-            deadline = time.monotonic() + 5
-            for driver in list(working):
-                with suppress(psycopg.Error):  # It may be gone already.
-                    driver.cancel_safe(timeout=max(0.1, deadline - time.monotonic()))
-            wait(futures, timeout=10)
-            for driver in list(working):  # The server does not answer.
-                with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(driver.fileno())) as connection:
-                    connection.shutdown(socket.SHUT_RDWR)
+            working.stop(futures)
             executor.shutdown()
 
     def _reachable(self, engine: sa.Engine, wanted: int) -> int:

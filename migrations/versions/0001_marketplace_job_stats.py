@@ -1,13 +1,17 @@
 """From `vinted_job_stats` to `marketplace_job_stats`, and its ledger; and the summary in our own schema.
 
-This first revision meets tenants in many shapes, so it converges: what is to be done was planned from the tenant's real
-shape (`migrations.converge`). Later revisions can rely on the canonical shape, and are plain.
+This first revision meets tenants in many shapes, so it converges from the one that it is given (`migrations.stats`).
+Later revisions can rely on what it makes, and are plain.
 """
 
+from collections.abc import Iterable
+
+import sqlalchemy as sa
 from alembic import op
 
-from migrations.converge import Plan
-from models import SHARED
+from migrations import stats
+from migrations.first import FIRST, SHARED_FIRST
+from migrations.plan import Given, converge
 
 revision = "0001"
 down_revision = None
@@ -15,29 +19,40 @@ branch_labels = None
 depends_on = None
 
 
-def upgrade(plan: Plan) -> None:
-    (upgrade_shared if plan.schema == SHARED else upgrade_tenant)(plan)
+def upgrade(target: str) -> None:
+    globals()[f"upgrade_{target}"]()
 
 
-def downgrade(plan: Plan) -> None:
-    (downgrade_shared if plan.schema == SHARED else downgrade_tenant)(plan)
+def downgrade(target: str) -> None:
+    globals()[f"downgrade_{target}"]()
 
 
-def upgrade_tenant(plan: Plan) -> None:
+def upgrade_tenant() -> None:
     """Brings one tenant to the new table."""
-    plan.execute(op.get_bind())
+    _execute(converge(_given(), FIRST, shared=False))
 
 
-def downgrade_tenant(plan: Plan) -> None:
+def downgrade_tenant() -> None:
     """Brings one tenant back to the old table; fails if rows of other marketplaces would be lost."""
-    plan.execute(op.get_bind())
+    given = _given()
+    _execute(stats.downgrade(given.shape, given.archive))
 
 
-def upgrade_shared(plan: Plan) -> None:
+def upgrade_shared() -> None:
     """Creates the summary."""
-    plan.execute(op.get_bind())
+    _execute(converge(_given(), SHARED_FIRST, shared=True))
 
 
-def downgrade_shared(plan: Plan) -> None:
+def downgrade_shared() -> None:
     """Drops the summary: all of it can be computed again."""
-    plan.execute(op.get_bind())
+    _execute(f"DROP TABLE IF EXISTS {table}" for table in SHARED_FIRST)
+
+
+def _given() -> Given:
+    given: Given = op.get_context().opts["given"]
+    return given
+
+
+def _execute(statements: Iterable[str]) -> None:
+    for statement in statements:
+        op.execute(sa.DDL(statement.replace("%", "%%")))

@@ -20,7 +20,7 @@ SCHEMAS = ("template_tenant", "user_1", "user_2", "user_10")
 
 def shapes(conninfo: str, *schemas: str) -> dict[str, Shape]:
     """What the catalog says of these schemas, by default of those that every database here has."""
-    engine = create_engine(conninfo)
+    engine = create_engine(conninfo, search_path="pg_catalog")
     with engine.connect() as connection:
         found = read_shapes(connection, schemas or SCHEMAS)
     engine.dispose()

@@ -99,15 +99,14 @@ def test_tenants_without_the_old_table_and_new_clones_are_brought_along(
 
 
 def test_up_down_up_restores_every_row(old_database: str, old_connection: psycopg.Connection[Any]) -> None:
-    """Promise 7: down gives one canonical old shape in all tenants, up again the new one; no row changes."""
+    """Promise 7: down gives the old shape under the names that were met, up again the new one; no row changes."""
+    met = shapes(old_database)
     alembic(old_database, "upgrade", "head")
     up = shapes(old_database)
     alembic(old_database, "downgrade", "base")
     down = shapes(old_database)
-    # The ids of user_2 and user_10 come from the template's sequence, so only the default differs by tenant.
-    assert {tuple(c.name for c in shape.relations[OLD].constraints) for shape in down.values()} == {
-        ("uq_vinted_job_stats_action_date", "vinted_job_stats_pkey")
-    }
+    for schema in SCHEMAS:
+        assert down[schema].relations[OLD] == met[schema].relations[OLD]
     assert all(set(shape.relations) == {OLD, VERSION} for shape in down.values())
     columns = "action_type_id, date, total_jobs, success_count, failure_count, avg_duration_ms"
     for schema in SCHEMAS[1:]:

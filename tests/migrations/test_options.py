@@ -67,8 +67,9 @@ def test_the_report_tells_all_of_every_schema(
         (("upgrade", "head", "--sql"), "There is no offline mode here: use -x dry_run=yes"),
         (("-x", "report=/no/such/folder/r.json", "upgrade", "head"), "there is no folder /no/such/folder"),
         (("-x", "tenant", "upgrade", "head"), "There is no tenant  in database"),
-        (("downgrade", "0001"), "downgrade is not for many schemas: use upgrade head, downgrade base, or current."),
-        (("stamp", "head"), "stamp is not for many schemas: use upgrade head, downgrade base, or current."),
+        (("-x", "report=/tmp", "upgrade", "head"), "-x report=/tmp: it is a folder, or may not be written"),
+        (("-x", "archive=yes", "-x", "archive=no", "upgrade", "head"), "-x archive is given twice: yes and no."),
+        (("stamp", "head"), "stamp is not for many schemas: use upgrade, downgrade, current, history or heads."),
     ],
 )
 def test_a_wrong_option_is_one_sentence(old_database: str, arguments: tuple[str, ...], sentence: str) -> None:

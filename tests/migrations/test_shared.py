@@ -38,7 +38,8 @@ def test_up_down_up(old_database: str, old_connection: psycopg.Connection[Any]) 
 def test_it_is_left_alone_where_it_is_not_meant(old_database: str, old_connection: psycopg.Connection[Any]) -> None:
     """A dry run shows its statements and makes nothing; one tenant's migration does not touch it."""
     output = alembic(old_database, "-x", "dry_run=yes", "upgrade", "head")
-    assert 'CREATE SCHEMA marketplace_stats;\nCREATE TABLE "marketplace_stats".marketplace_daily_summary (' in output
+    assert "CREATE SCHEMA marketplace_stats" in output
+    assert "CREATE TABLE marketplace_daily_summary (" in output
     alembic(old_database, "-x", "tenant=user_2", "upgrade", "head")
     assert old_connection.execute("SELECT FROM pg_namespace WHERE nspname = 'marketplace_stats'").fetchall() == []
 

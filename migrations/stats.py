@@ -1,0 +1,418 @@
+"""The statements for the stats table, its old name and its rows: from any of the states to a target, and back.
+
+What is the same for every table of ours is in `migrations.converge`. No row is lost: what must give way goes to the
+archive. No column of theirs is lost either: one that has the name of one of ours is set aside under another name, and
+keeps its own in the view under the table's old name.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from migrations import rows
+from migrations.converge import (
+    Refusal,
+    added_columns,
+    changed_columns,
+    found_key,
+    identity_before,
+    indexes,
+    logged,
+    plain_table,
+    rename_constraint,
+)
+from migrations.first import (
+    ADDED_COLUMNS,
+    CHECK,
+    FIRST,
+    INDEX,
+    LOSSLESS,
+    MARKETPLACE,
+    NEW_KEY,
+    OLD_COLUMNS,
+    OLD_KEY,
+    OLD_UNIQUE,
+    UNIQUE,
+)
+from migrations.shape import ARCHIVE, LEDGER, MET, NEW, OLD, Column, Relation, Shape
+from migrations.target import HEAD, Table, Target, same_default
+from pipelines.tenants import quoted
+
+ASIDE = "legacy_"
+"""What is put before the name of a column of theirs that has the name of one of ours."""
+
+_ID = f"{NEW}_id_seq"
+_VIEW = re.compile(rf"SELECT (.+) FROM {NEW} WHERE \(\(marketplace\)::text = 'vinted'::text\)")
+
+
+def _our_names(target: Target) -> set[str]:
+    """The columns that the old table never had; a later revision's too, since theirs would be in its way."""
+    return (set(target[NEW].columns) | set(HEAD[NEW].columns) | set(ADDED_COLUMNS)) - set(OLD_COLUMNS)
+
+
+def upgrade(shape: Shape, target: Target, legacy_view: bool, is_ours: bool, from_base: bool) -> Iterator[str]:
+    """The way to the target, with or without the view under the old name. Raises Refusal.
+
+    `is_ours`: the new table's columns with the names of ours are ours. `from_base`: rows that a downgrade put away come
+    back.
+    """
+    old, new, view = shape.table(OLD), shape.table(NEW), shape.view(OLD)
+    ours = _our_names(target)
+    if shape.view(NEW):
+        yield f"DROP VIEW {NEW}"
+    met: tuple[str, ...] = ("marketplace",) if old and "marketplace" in old.columns else ()
+    view_columns = _view_columns(old, new, view, ours - set(met))
+    if old:
+        yield from _set_aside(old, ours - {"marketplace"})
+        old = _with_set_aside(old, ours - {"marketplace"})
+    if new and not is_ours:
+        yield from _set_aside(new, ours - {"marketplace"})
+        new = _with_set_aside(new, ours - {"marketplace"})
+
+    # Whether the table changes is known only when its statements are made, and the view has to go before them.
+    table = new or old
+    changes: list[str] = []
+    if table is None:
+        changes += target[NEW].create()
+        if not legacy_view:
+            changes.append(f"ALTER TABLE {NEW} ALTER marketplace DROP DEFAULT")
+        archived = shape.table(ARCHIVE)
+        if archived and from_base:
+            unique = next(key for key in target[NEW].keys if key.name == UNIQUE)
+            changes.append(f"ALTER TABLE {NEW} DROP CONSTRAINT {UNIQUE}")
+            changes += _moves(shape, target, replace(archived, columns={}), None, True)
+            changes.append(f"ALTER TABLE {NEW} ADD CONSTRAINT {UNIQUE} {unique.definition}")
+    else:
+        changes += _converge(shape, target, table, old if new else None, legacy_view, from_base)
+    changes += _remember(old, met)
+    keep_view = view is not None and legacy_view and not changes and is_good_view(view, table)
+    if view and not keep_view:
+        yield f"DROP VIEW {OLD}"  # Types cannot be changed under a view.
+    if old and not new:
+        yield f"ALTER TABLE {OLD} RENAME TO {NEW}"
+    yield from changes
+    ledger = shape.table(LEDGER)
+    others = [text for want in target.values() if want.name != NEW for text in plain_table(shape, want)]
+    yield from others
+    if ledger and (changes or old) and f"DROP TABLE {LEDGER}" not in others:
+        yield _missing_days(table, target[NEW])
+    if legacy_view and not keep_view:
+        # The rights of whatever had the old name before.
+        former = old or view or table
+        yield from _create_view(view_columns, table, target[NEW], former.grants if former else ())
+
+
+def _set_aside(table: Relation, ours: set[str]) -> Iterator[str]:
+    """Columns of theirs get another name than ours."""
+    for name in table.columns:
+        if name in ours:
+            yield f"ALTER TABLE {table.name} RENAME COLUMN {name} TO {ASIDE}{name}"
+
+
+def _with_set_aside(table: Relation, ours: set[str]) -> Relation:
+    """The table as it is then."""
+    columns = {ASIDE + name if name in ours else name: column for name, column in table.columns.items()}
+    return replace(table, columns=columns)
+
+
+def _converge(
+    shape: Shape, target: Target, table: Relation, merged: Relation | None, legacy_view: bool, from_base: bool
+) -> Iterator[str]:
+    """Columns, rows, keys and names of a table that is there already, and has its new name by now."""
+    want = target[NEW]
+    wanted = dict(want.columns)
+    if not legacy_view:
+        wanted["marketplace"] = replace(wanted["marketplace"], default=None)
+    unique, check = (next(key for key in want.keys if key.name == name) for name in (UNIQUE, CHECK))
+    foreign = [key for key in table.of_kind("f") if key.columns == ("action_type_id",)]
+    checks = [key for key in table.of_kind("c") if "marketplace" in key.columns]
+    good_check, good_key = found_key(table, check), found_key(table, unique)
+    marketplace = table.columns.get("marketplace")
+    is_certain = (
+        good_check is not None and marketplace and (marketplace.type, marketplace.not_null) == (MARKETPLACE, True)
+    )
+    # Without a unique key two rows may have met, and a corrected marketplace may let two rows meet.
+    has_old_key = any(sorted(key.columns) == sorted(OLD_KEY) for key in table.constraints if key.kind in "pui")
+    is_unique = any(
+        key.kind == "i" or key.definition == f"UNIQUE ({', '.join(key.columns)})" for key in table.unique_on(*NEW_KEY)
+    )
+    take_back = from_base and shape.table(ARCHIVE) is not None
+    dedupe = merged is not None or take_back or not (has_old_key or (is_unique and is_certain))
+    if dedupe:
+        good_key = None
+
+    dropped = [key for key in (*table.unique_on(*OLD_KEY), *table.unique_on(*NEW_KEY)) if key is not good_key]
+    # Over some of the rows only, or left by an interrupted build, a key would still refuse rows.
+    dropped += [key for key in table.of_kind("w") if sorted(key.columns) in (sorted(OLD_KEY), sorted(NEW_KEY))]
+    dropped += [key for key in table.of_kind("p") if key.columns != ("id",)]
+    has_primary = any(key.columns == ("id",) for key in table.of_kind("p"))
+    new_identity = identity_before(table, tuple(key.name for key in dropped), ("id",))
+
+    yield from logged(table, NEW)
+    if new_identity:
+        yield f"ALTER TABLE {NEW} REPLICA IDENTITY FULL"
+    changes = [f"DROP CONSTRAINT {quoted(key.name)}" for key in foreign]
+    changes += [f"DROP CONSTRAINT {quoted(key.name)}" for key in checks if key is not good_check]
+    changes += [f"DROP CONSTRAINT {quoted(key.name)}" for key in dropped if key.kind in "up"]
+    changes += added_columns(table, {name: column for name, column in want.columns.items() if name != "id"})
+    if changes:
+        yield f"ALTER TABLE {NEW} {', '.join(changes)}"
+    if marketplace is None and not legacy_view:
+        yield f"ALTER TABLE {NEW} ALTER marketplace DROP DEFAULT"
+    for index in dropped:
+        if index.kind in "iw":
+            yield f"DROP INDEX {quoted(index.name)}"
+
+    yield from _clean(table, wanted, NEW, bool(is_certain))
+    yield from _ids(table, has_primary)
+    if dedupe:
+        yield from _moves(shape, target, table, merged, take_back)
+    if merged:
+        yield f"DROP TABLE {OLD}"
+
+    changes = [] if good_check else [f"ADD CONSTRAINT {check.name} {check.definition}"]
+    if good_key is None:
+        changes.append(f"ADD CONSTRAINT {unique.name} {unique.definition}")
+    if not has_primary:
+        changes.append(f"ADD CONSTRAINT {want.primary_key.name} {want.primary_key.definition}")
+    for key in want.keys:
+        if key.kind in "uc" and key not in (unique, check) and found_key(table, key) is None:
+            changes.append(f"ADD CONSTRAINT {key.name} {key.definition}")
+    if changes:
+        yield f"ALTER TABLE {NEW} {', '.join(changes)}"
+    if new_identity:
+        identity = "DEFAULT" if table.replica_identity == "d" else f"USING INDEX {UNIQUE}"
+        yield f"ALTER TABLE {NEW} REPLICA IDENTITY {identity}"
+    for have, key in ((found_key(table, want.primary_key), want.primary_key), (good_check, check), (good_key, unique)):
+        yield from rename_constraint(NEW, have, key)
+    yield from indexes(table, want)
+
+
+def _clean(table: Relation, wanted: Mapping[str, Column], name: str, is_certain: bool) -> Iterator[str]:
+    """Types, nulls and defaults of the columns that are there, and how the marketplace is written."""
+    yield from changed_columns(table, wanted, name)
+    if "marketplace" in table.columns and not is_certain:
+        # Only the spelling; what is no marketplace then is refused by the check constraint.
+        spelling = "lower(btrim(marketplace::text))"
+        yield f"UPDATE {name} SET marketplace = {spelling} WHERE marketplace::text <> {spelling}"
+
+
+def _ids(table: Relation, has_primary: bool) -> Iterator[str]:
+    """A default for the ids, and ids for rows that have none; the sequence that is there stays."""
+    column = table.columns.get("id")
+    if column is None:
+        yield f"ALTER TABLE {NEW} ADD COLUMN id serial"
+        return
+    if column.default is None:
+        yield f"CREATE SEQUENCE {_ID}"
+        yield f"ALTER SEQUENCE {_ID} OWNER TO {table.owner}"
+        yield f"ALTER SEQUENCE {_ID} OWNED BY {NEW}.id"
+        yield f"SELECT setval('{_ID}', coalesce(max(id), 0) + 1, false) FROM {NEW}"
+        yield f"ALTER TABLE {NEW} ALTER id SET DEFAULT nextval('{_ID}')"
+    if not has_primary:
+        # Without a key, ids may be null or twice there; nothing refers to them.
+        yield f"UPDATE {NEW} SET id = DEFAULT"
+
+
+def _moves(shape: Shape, target: Target, table: Relation, merged: Relation | None, take_back: bool) -> Iterator[str]:
+    """The rows of the old table and of the archive come in, and of those with one key one stays. Raises Refusal."""
+    archive = shape.table(ARCHIVE)
+    # What of theirs is only in the table that goes, or in the archive, gets a place in the new one.
+    theirs: dict[str, str] = {}
+    for other in (merged, archive if take_back else None):
+        for name, column in other.columns.items() if other else ():
+            if name in table.columns or name in _our_names(target) or name in OLD_COLUMNS:
+                have = table.columns.get(name)
+                if have and name not in target[NEW].columns and have.type != column.type:
+                    raise Refusal(f"column {name} has two types, {have.type} and {column.type}: change one of them")
+            elif name not in ("reason", "archived_at"):
+                theirs[name] = column.type
+    if theirs:
+        added = ", ".join(f"ADD COLUMN {quoted(name)} {type_}" for name, type_ in theirs.items())
+        yield f"ALTER TABLE {NEW} {added}"
+    columns = _columns(table, target[NEW]) | theirs
+    names = [quoted(name) for name in columns]
+    yield from rows.archive(archive, columns)
+    before = dict.fromkeys((NEW, ARCHIVE), ", ".join(names))
+    moves: list[str] = []
+    if merged:
+        if identity_before(merged, (), ("id",)):
+            yield f"ALTER TABLE {OLD} REPLICA IDENTITY FULL"
+        yield from _clean(merged, {n: c for n, c in target[NEW].columns.items() if n in merged.columns}, OLD, False)
+        before[OLD], moves = rows.merge(merged, columns)
+    if take_back:
+        yield rows.filled_archive(list(columns))
+        moves.append(rows.take_back(names))
+    moves.append(rows.archive_losers(names))
+    yield from rows.counted(names, before, moves, (NEW, ARCHIVE))
+
+
+def _columns(table: Relation, want: Table) -> dict[str, str]:
+    """The columns of the converged table that have a value of their own, with their types; without the ids."""
+    columns = {name: column.type for name, column in want.columns.items()}
+    for name, column in table.columns.items():
+        if name not in columns and not (column.default or "").startswith("generated "):
+            columns[name] = column.type
+    del columns["id"]
+    return columns
+
+
+def _remember(old: Relation | None, met: tuple[str, ...]) -> Iterator[str]:
+    """Comments on what a downgrade has to bring back: a clone has them, too, and so does a dump."""
+    if old is None:
+        return
+    for name in met:
+        yield f"COMMENT ON COLUMN {NEW}.{name} IS '{MET}'"
+    primary = next((key for key in old.of_kind("p") if key.columns == ("id",)), None)
+    if primary and primary.name not in (f"{OLD}_pkey", f"{NEW}_pkey"):
+        yield f"COMMENT ON CONSTRAINT {NEW}_pkey ON {NEW} IS {_literal(f'{MET}: {primary.name}')}"
+    key = next(iter(old.unique_on(*OLD_KEY)), None)
+    if key and (key.kind, key.name) != ("u", OLD_UNIQUE):
+        kind = "index" if key.kind == "i" else "constraint"
+        yield f"COMMENT ON CONSTRAINT {UNIQUE} ON {NEW} IS {_literal(f'{MET}: {kind} {key.name}')}"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _missing_days(table: Relation | None, want: Table) -> str:
+    """The ledger must not claim what the stats no longer hold: the next run computes these days again."""
+    if table is None:
+        return f"DELETE FROM {LEDGER}"
+    if set(want.columns) - set(table.columns):
+        return f"DELETE FROM {LEDGER} WHERE date IN (SELECT date FROM {NEW})"
+    return f"DELETE FROM {LEDGER} WHERE stored_job_count > 0 AND date NOT IN (SELECT date FROM {NEW})"
+
+
+# ---- the view under the old name ----
+
+
+def _view_columns(
+    old: Relation | None, new: Relation | None, view: Relation | None, ours: set[str]
+) -> list[tuple[str, str]]:
+    """What the view shows: column and name, in the order of the old table, so that positional writers meet theirs."""
+    if old:
+        return [(ASIDE + name if name in ours else name, name) for name in old.columns]
+    if view and (parsed := _parse_view(view)):
+        return [(column, name) for column, name in parsed if new and column in new.columns]
+    if new:
+        return [
+            (name, name.removeprefix(ASIDE) if name.removeprefix(ASIDE) in ours else name)
+            for name in new.columns
+            if name not in ours or name in new.met_columns
+        ]
+    return [(name, name) for name in OLD_COLUMNS]
+
+
+def _parse_view(view: Relation) -> list[tuple[str, str]] | None:
+    """Column and name of each column of the view, if it is one of ours."""
+    match = _VIEW.fullmatch(view.view or "")
+    if match is None:
+        return None
+    items = re.findall(r'("(?:[^"]|"")*"|\w+)(?: AS ("(?:[^"]|"")*"|\w+))?(?:, |$)', match[1])
+    pairs = [(_unquoted(column), _unquoted(name or column)) for column, name in items]
+    return pairs if [name for _, name in pairs] == list(view.columns) else None
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
+
+
+def is_good_view(view: Relation, table: Relation | None) -> bool:
+    """Whether a view shows the vinted rows of the table, with all that the old table had and the table's defaults."""
+    pairs = _parse_view(view)
+    if pairs is None or table is None or not {(name, name) for name in OLD_COLUMNS} <= set(pairs):
+        return False
+    defaults = _defaults(table)
+    return all(same_default(view.columns[name].default, defaults.get(column)) for column, name in pairs)
+
+
+def _defaults(table: Relation | None) -> dict[str, str]:
+    """The defaults of a view's columns over the table: an identity has none that could be taken over as it is."""
+    columns = dict(table.columns) if table else {}
+    defaults = {
+        name: column.default
+        for name, column in columns.items()
+        if column.default and column.default != "identity" and not column.default.startswith("generated ")
+    }
+    if table and (id_ := columns.get("id")) and id_.default == "identity":
+        return defaults | {"id": f"nextval('{table.owned_sequences[0]}'::regclass)"}
+    return {"id": f"nextval('{_ID}'::regclass)"} | defaults
+
+
+def _create_view(
+    columns: list[tuple[str, str]], table: Relation | None, want: Table, grants: tuple[tuple[str, str], ...]
+) -> Iterator[str]:
+    """The view, with the table's defaults: the application clones it for a new customer as if it were a table."""
+    columns = columns + [(name, name) for name in OLD_COLUMNS if (name, name) not in columns]
+    selected = ", ".join(
+        quoted(column) if column == name else f"{quoted(column)} AS {quoted(name)}" for column, name in columns
+    )
+    yield f"CREATE VIEW {OLD} AS SELECT {selected} FROM {NEW} WHERE marketplace = 'vinted'"
+    defaults = _defaults(table) | {
+        name: column.default for name, column in want.columns.items() if column.default and column.default != "serial"
+    }
+    changes = [f"ALTER {quoted(name)} SET DEFAULT {defaults[column]}" for column, name in columns if column in defaults]
+    yield f"ALTER TABLE {OLD} {', '.join(changes)}"
+    for role, privilege in grants:
+        if privilege in ("SELECT", "INSERT", "UPDATE", "DELETE"):
+            yield f"GRANT {privilege} ON {OLD} TO {role}"
+
+
+# ---- and back ----
+
+
+def downgrade(shape: Shape, archive: bool) -> Iterator[str]:
+    """From the shape of revision 0001 to the old table, with every vinted row and every column and name that was met.
+
+    `shape` is what was met before the way back began. Rows of eBay and Etsy have no place in the old table: with
+    `archive` they go to the archive, from which the next upgrade takes them back; without, their presence makes a
+    constraint fail.
+    """
+    new = shape.table(NEW) or _no_table()
+    yield f"DROP VIEW IF EXISTS {OLD}"
+    if archive:
+        later = set(HEAD[NEW].columns) - set(OLD_COLUMNS) - set(ADDED_COLUMNS)
+        kept = {name: type_ for name, type_ in _columns(new, FIRST[NEW]).items() if name not in later}
+        names = [quoted(name) for name in kept]
+        yield from rows.archive(shape.table(ARCHIVE), kept)
+        before = dict.fromkeys((NEW, ARCHIVE), ", ".join(names))
+        yield from rows.counted(names, before, [rows.put_away(names)], (NEW, ARCHIVE))
+    yield f"ALTER TABLE {NEW} ADD CONSTRAINT {LOSSLESS} CHECK (marketplace = 'vinted')"
+    follows_key = new.replica_identity == "i" and any(key.name == new.identity_index for key in new.unique_on(*NEW_KEY))
+    if follows_key:
+        yield f"ALTER TABLE {NEW} REPLICA IDENTITY FULL"
+
+    # With the column go the constraints and the index that it is part of.
+    changes = [f"DROP COLUMN {name}" for name in ADDED_COLUMNS if name not in new.met_columns]
+    if "marketplace" in new.met_columns:
+        yield f"COMMENT ON COLUMN {NEW}.marketplace IS NULL"
+        yield f"DROP INDEX IF EXISTS {INDEX}"
+        changes += [f"DROP CONSTRAINT {name}" for name in (UNIQUE, CHECK, LOSSLESS)]
+    kind, name = _met(new, "u", f"constraint {OLD_UNIQUE}").split(" ", 1)
+    if kind == "constraint":
+        changes.append(f"ADD CONSTRAINT {quoted(name)} UNIQUE ({', '.join(OLD_KEY)})")
+    yield f"ALTER TABLE {NEW} {', '.join(changes)}"
+    if kind == "index":
+        yield f"CREATE UNIQUE INDEX {quoted(name)} ON {NEW} ({', '.join(OLD_KEY)})"
+    if follows_key:
+        yield f"ALTER TABLE {NEW} REPLICA IDENTITY USING INDEX {quoted(name)}"
+    for column in new.columns:
+        if column.startswith(ASIDE) and column.removeprefix(ASIDE) in _our_names(HEAD):
+            yield f"ALTER TABLE {NEW} RENAME COLUMN {column} TO {column.removeprefix(ASIDE)}"
+    primary = _met(new, "p", f"{OLD}_pkey")
+    yield f"COMMENT ON CONSTRAINT {NEW}_pkey ON {NEW} IS NULL"
+    yield f"ALTER TABLE {NEW} RENAME CONSTRAINT {NEW}_pkey TO {quoted(primary)}"
+    yield f"ALTER TABLE {NEW} RENAME TO {OLD}"
+    yield f"DROP TABLE {LEDGER}"
+
+
+def _met(table: Relation, kind: str, default: str) -> str:
+    """What the comment on the key of this kind remembers."""
+    remembered = next((key.met for key in table.of_kind(kind) if key.met), None)
+    return remembered.removeprefix(f"{MET}: ") if remembered else default
+
+
+def _no_table() -> Relation:
+    return Relation(NEW, "r", "", True, "d", None, {}, (), (), {}, (), (), (), None)
