@@ -67,14 +67,13 @@ def main() -> int:
                 if not tenants:
                     shared += [outcome for outcomes in migration.run([SHARED]) for outcome in outcomes]
                 if TEMPLATE_SCHEMA in schemas:
-                    results |= {TEMPLATE_SCHEMA: outcome for [outcome] in migration.run([TEMPLATE_SCHEMA])}
+                    for [outcome] in migration.run([TEMPLATE_SCHEMA]):
+                        results[outcome.schema] = outcome
                 migration.follow(_template_has_view(engine))
                 # New customers are taken along; after a few rounds the rest is left to the next run.
                 for _ in range(3):
-                    if (
-                        not (todo := [schema for schema in schemas if schema not in results])
-                        or migration.is_interrupted()
-                    ):
+                    todo = [schema for schema in schemas if schema not in results]
+                    if not todo or migration.is_interrupted():
                         break
                     for outcome in summary.progress(migration.run(todo), len(todo)):
                         results[outcome.schema] = outcome

@@ -59,8 +59,8 @@ class Command:
                 "the version record" if unknown else "it has no record, and that of the template or of our own schema"
             )
             raise Refusal(
-                f"{whose} names revision {name}, which this release does not have: if a newer one wrote it, use that one, "
-                f"also to go back; if none did, DELETE FROM {VERSION} and repeat"
+                f"{whose} names revision {name}, which this release does not have: if a newer one wrote it, use that "
+                f"one, also to go back; if none did, DELETE FROM {VERSION} and repeat"
             )
         return record[0] if record else None
 

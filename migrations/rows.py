@@ -1,7 +1,7 @@
 """The statements that move rows: into the stats, to the archive, and back from it; counted, so that none is lost.
 
-What is written may be changed or left out by a trigger or a rule of somebody else's. So the rows of all tables that take
-part are counted and hashed before the move and after it, under the lock, and a difference fails the schema.
+What is written may be changed or left out by a trigger or a rule of somebody else's. So the rows of all tables that
+take part are counted and hashed before the move and after it, under the lock, and a difference fails the schema.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -24,7 +24,7 @@ TRIES_MS = (50, 100, 200, 400, 500)
 """How long a lock is waited for, in each round; whoever comes after it waits as well."""
 
 _MOST_STEPS = 3
-"""How often a schema is changed at most until it is as it should be: by revisions, by what is missing then, by grants."""
+"""How often a schema is changed at most until it is as it should be: by revisions, then by what is still missing."""
 
 
 def connect(where: str) -> sa.Engine:

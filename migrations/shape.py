@@ -149,7 +149,8 @@ _CATALOG = """
            CASE WHEN c.relhassubclass AND c.relkind = 'r' THEN 'h' ELSE c.relkind::text END,
            (SELECT quote_ident(rolname) FROM pg_roles WHERE oid = c.relowner),
            c.relpersistence = 'p',
-           CASE WHEN c.relreplident = 'i' AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisreplident)
+           CASE WHEN c.relreplident = 'i'
+                 AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisreplident)
                 THEN '-' ELSE c.relreplident::text END,
            (SELECT x.relname FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
              WHERE i.indrelid = c.oid AND i.indisreplident),
@@ -215,8 +216,8 @@ _NAMES = sorted(
     {OLD, NEW, LEDGER, ARCHIVE, VERSION, *(table.name for table in MarketplaceDailySummary.metadata.sorted_tables)}
 )
 _SHAPES = sa.text(_CATALOG.format(met=MET, columns="owner, text"))
-# Beside the fingerprint, what is needed to ask for the rest: whether the version table is there and may be read, and the
-# sequence that the ids of the stats come from. The name is qualified: most tenants share the template's.
+# Beside the fingerprint, what is needed to ask for the rest: whether the version table is there and may be read, and
+# the sequence that the ids of the stats come from. The name is qualified: most tenants share the template's.
 _FOUND_TEXT = re.sub(
     r":(names|schemas|version|stats)\b",
     r"%(\1)s",

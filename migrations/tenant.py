@@ -128,7 +128,7 @@ def _apply(
     plans: Plans,
     lock_timeout_ms: int,
 ) -> str:
-    """The transaction; returns the state that the schema was in. Raises Refusal, _Changed and what the driver raises."""
+    """The transaction; returns the state that the schema was in. Raises Refusal, _Changed and errors of the driver."""
     driver: Any = connection.connection.driver_connection
     with connection.begin():
         lock = "; ".join((f"SET LOCAL lock_timeout = {lock_timeout_ms}", *_lock(schema, plan)))
@@ -165,7 +165,8 @@ def _work(schema: str, plan: Plan, found: Found, missing: Sequence[str]) -> Sequ
     if found.lagging_sequence:
         sequence = sql.Literal(found.lagging_sequence).as_string()
         statements.append(
-            f"SELECT setval({sequence}, max(id)) FROM {NEW} HAVING max(id) > coalesce(pg_sequence_last_value({sequence}), 0)"
+            f"SELECT setval({sequence}, max(id)) FROM {NEW} "
+            f"HAVING max(id) > coalesce(pg_sequence_last_value({sequence}), 0)"
         )
     return statements
 
@@ -199,8 +200,8 @@ def _foreign(shape: Shape, role: str) -> tuple[str, str]:
         return f"{names}, and not to {role}", f"run the migration as {owner}, in MIGRATION_DATABASE_URL"
     return (
         f"{names}, and not to {role}",
-        f"run the migration once as that role or as a superuser, which gives all to {role}, or say ALTER TABLE ... OWNER "
-        f"TO {role}",
+        f"run the migration once as that role or as a superuser, which gives all to {role}, or say "
+        f"ALTER TABLE ... OWNER TO {role}",
     )
 
 

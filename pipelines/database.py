@@ -103,8 +103,8 @@ def create_engine(conninfo: str, *, pool_size: int = 1, prepares: bool = False, 
 def _set_parameters(connection: psycopg.Connection[Any], parameters: Mapping[str, str]) -> None:
     """Sets them for the session, and reads them back in another transaction. Raises UsageError if they are gone.
 
-    As options of the connection's start, a pooler would drop them in silence: locks would be waited for without end, and
-    rows that a policy hides would be missing.
+    As options of the connection's start, a pooler would drop them in silence: locks would be waited for without end,
+    and rows that a policy hides would be missing.
     """
     if not parameters:
         return
@@ -117,8 +117,8 @@ def _set_parameters(connection: psycopg.Connection[Any], parameters: Mapping[str
     connection.autocommit = False
     if found != wanted:
         raise UsageError(
-            "The settings of a session do not last: is there a pooler in transaction mode? Connect to the server itself, "
-            "or use a pooler in session mode."
+            "The settings of a session do not last: is there a pooler in transaction mode? Connect to the server "
+            "itself, or use a pooler in session mode."
         )
 
 

@@ -1,17 +1,20 @@
-"""How long the migration takes, next to the same DDL sent by a plain psql script; `make bench`.
+"""How long the migration takes, next to the same DDL sent by plain psql sessions; `make bench`.
 
     python -m tests.benchmarks.migration --tenants 10000 --rounds 1
 
 Each round copies one database of old tenants for each candidate, and takes the candidates in another order. Times are
-told as ratios to the script's in the same round; their medians count. The server has its default lock settings.
+ratios to those of psql in the same round: one session that waits for the disk at each tenant, and four at once that do
+not. Their medians count. The server has its default lock settings.
 """
 
+import itertools
 import json
+import os
 import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,14 +23,14 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from migrations import converge
-from migrations.shape import NEW, OLD, VERSION, read_shapes
-from pipelines.database import create_engine
+from migrations.shape import OLD
 from pipelines.local import ROOT
 from tests import application
 from tests.conftest import create_database, run, url_of
 from tests.server import binaries, running_server
 
+SESSIONS = 4
+ONE, FOUR = "one psql session", "four psql sessions, asynchronous"
 RESULT = ROOT / ".local" / "bench-migration.json"
 
 
@@ -50,19 +53,45 @@ def make_tenants(conninfo: str, count: int) -> None:
         connection.execute("ANALYZE")  # By itself, so that it does not keep the locks of all tables.
 
 
-def write_script(conninfo: str, path: Path) -> None:
-    """What an operator would send by hand: per tenant one transaction of the very same statements, and a record."""
-    engine = create_engine(conninfo)
-    with engine.connect() as connection, path.open("w") as script:
-        names = connection.exec_driver_sql("SELECT nspname FROM pg_namespace WHERE nspname ~ '^(template_|user_)'")
-        for shape in read_shapes(connection, list(names.scalars())).values():
-            statements = [
-                *converge.upgrade(shape, legacy_view=True).statements,
-                f"CREATE TABLE {shape.schema}.{VERSION} (version_num varchar(32) PRIMARY KEY)",
-                f"INSERT INTO {shape.schema}.{VERSION} VALUES ('0001')",
-            ]
-            script.write("BEGIN;\n" + ";\n".join(statements) + ";\nCOMMIT;\n")
-    engine.dispose()
+def write_scripts(conninfo: str, folder: Path) -> list[Path]:
+    """What an operator would send by hand: per tenant one transaction of the very same statements, and a record.
+
+    The first script has all of it, the others a part each.
+    """
+    dry_run = run("alembic", "-x", "dry_run=yes", "upgrade", "head", environment={"DATABASE_URL": url_of(conninfo)})
+    transactions = [f"BEGIN;{text}" for text in dry_run.stdout.partition("BEGIN;")[2].split("BEGIN;")]
+    transactions[-1] = transactions[-1].partition("\nDry run")[0]
+    parts = [transactions[number::SESSIONS] for number in range(SESSIONS)]
+    paths = []
+    for number, part in enumerate([transactions, *parts]):
+        paths.append(folder / f"migrate_{number}.sql")
+        paths[-1].write_text("\n".join(part))
+    return paths
+
+
+@contextmanager
+def reader(conninfo: str, tenants: int, found: list[float]) -> Iterator[None]:
+    """Reads the tenants one after the other meanwhile; appends the longest time, in milliseconds."""
+    stop = threading.Event()
+
+    def read() -> None:
+        longest = 0.0
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            for number in itertools.cycle(range(1, tenants + 1)):
+                if stop.is_set():
+                    break
+                start = time.perf_counter()
+                connection.execute(f"SELECT sum(total_jobs) FROM user_{number}.{OLD}")
+                longest = max(longest, time.perf_counter() - start)
+        found.append(1000 * longest)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 @contextmanager
@@ -89,10 +118,10 @@ def most_locks(conninfo: str, found: list[int]) -> Iterator[None]:
         found.append(most)
 
 
-def timed(work: Callable[[], object]) -> float:
+def timed(work: Callable[..., object], *arguments: str) -> float:
     """Seconds."""
     start = time.perf_counter()
-    work()
+    work(*arguments)
     return time.perf_counter() - start
 
 
@@ -102,59 +131,75 @@ def timed(work: Callable[[], object]) -> float:
 def main(tenants: int, rounds: int) -> None:
     seconds: dict[str, list[float]] = {}
     locks: list[int] = []
+    waits: list[float] = []
     with running_server(fsync="on") as server:
         click.echo(f"Making {tenants} tenants")
         source = create_database(server, "source")
         make_tenants(source, tenants)
         folder = Path(psycopg.conninfo.conninfo_to_dict(server)["host"])  # type: ignore[arg-type]
-        script = folder / "migrate.sql"
-        write_script(source, script)
-        for number in range(rounds):
-            by_script, by_us = (create_database(server, f"{name}_{number}", "source") for name in ("script", "ours"))
+        whole, *parts = write_scripts(source, folder)
 
-            def psql(conninfo: str = by_script) -> None:
-                command = [str(binaries() / "psql"), "-qX", "-v", "ON_ERROR_STOP=1", "-f", str(script), conninfo]
-                subprocess.run(command, check=True)
-
-            def alembic(*arguments: str, conninfo: str = by_us) -> None:
-                with most_locks(conninfo, locks):
-                    run("alembic", *arguments, environment={"DATABASE_URL": url_of(conninfo)})
-
-            candidates: list[tuple[str, Callable[[], object]]] = [
-                ("psql script", psql),
-                ("up", lambda: alembic("upgrade", "head")),
+        def psql(conninfo: str, scripts: Sequence[Path], **environment: str) -> None:
+            command = [str(binaries() / "psql"), "-qX", "-v", "ON_ERROR_STOP=1", "-o", "/dev/null", conninfo, "-f"]
+            running = [
+                subprocess.Popen([*command, str(script)], env={"PATH": os.environ["PATH"], **environment})
+                for script in scripts
             ]
-            for name, work in candidates if number % 2 else reversed(candidates):
-                seconds.setdefault(name, []).append(timed(work))
-            seconds.setdefault("nothing to do", []).append(timed(lambda: alembic("upgrade", "head")))
-            seconds.setdefault("down", []).append(timed(lambda: alembic("downgrade", "base")))
-            click.echo(f"Round {number + 1} of {rounds} done")
-            with psycopg.connect(by_us) as connection:
-                found = connection.execute("SELECT count(*) FROM pg_class WHERE relname = %s", [NEW]).fetchone()
-                assert found == (0,), "the downgrade left tables behind"
+            assert [process.wait() for process in running] == [0] * len(scripts)
 
-    rows = []
-    for name, values in seconds.items():
-        ratios = [value / script for value, script in zip(values, seconds["psql script"], strict=True)]
-        median = statistics.median(values)
-        rows.append(
-            {
-                "what": name,
-                "seconds": round(median, 2),
-                "ms_per_tenant": round(1000 * median / (tenants + 1), 2),
-                "ratio_to_script": round(statistics.median(ratios), 2),
-            }
-        )
-    table = Table(title=f"{tenants} tenants, medians of {rounds} rounds; at most {max(locks)} locks in one session")
+        def alembic(conninfo: str, *arguments: str) -> None:
+            with most_locks(conninfo, locks):
+                run("alembic", *arguments, environment={"DATABASE_URL": url_of(conninfo)})
+
+        def fresh(name: str) -> str:
+            """A copy of the database; the pages that it has made dirty are not this candidate's to write."""
+            conninfo = create_database(server, name, "source")
+            with psycopg.connect(conninfo, autocommit=True) as connection:
+                connection.execute("CHECKPOINT")
+            return conninfo
+
+        asynchronous = {"PGOPTIONS": "-c synchronous_commit=off"}
+        candidates: list[tuple[str, str, Callable[[str], object]]] = [
+            (ONE, "one", lambda conninfo: psql(conninfo, [whole])),
+            (FOUR, "four", lambda conninfo: psql(conninfo, parts, **asynchronous)),
+            ("up", "ours", lambda conninfo: alembic(conninfo, "upgrade", "head")),
+        ]
+        for number in range(rounds):
+            for name, database, work in candidates if number % 2 else reversed(candidates):
+                conninfo = fresh(f"{database}_{number}")
+                seconds.setdefault(name, []).append(timed(work, conninfo))
+            ours = f"{server} dbname=ours_{number}"
+            seconds.setdefault("nothing to do", []).append(timed(alembic, ours, "upgrade", "head"))
+            seconds.setdefault("down", []).append(timed(alembic, ours, "downgrade", "base"))
+            with reader(ours, tenants, waits):
+                alembic(ours, "upgrade", "head")
+            click.echo(f"Round {number + 1} of {rounds} done")
+
+    def ratio(values: list[float], name: str) -> float:
+        return round(statistics.median(v / other for v, other in zip(values, seconds[name], strict=True)), 2)
+
+    rows = [
+        {
+            "what": name,
+            "seconds": round(statistics.median(values), 2),
+            "ms_per_tenant": round(1000 * statistics.median(values) / (tenants + 1), 2),
+            "ratio_to_one_session": ratio(values, ONE),
+            "ratio_to_four": ratio(values, FOUR),
+        }
+        for name, values in seconds.items()
+    ]
+    table = Table(
+        title=f"{tenants} tenants, medians of {rounds} rounds; at most {max(locks)} locks in one session; "
+        f"one who reads tenant after tenant waited for {max(waits):.0f} ms at most"
+    )
     for column in rows[0]:
         table.add_column(column.replace("_", " "), justify="left" if column == "what" else "right")
     for row in sorted(rows, key=lambda row: str(row["what"])):
         table.add_row(*map(str, row.values()))
     Console().print(table)
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(
-        json.dumps({"tenants": tenants, "rounds": rounds, "most_locks": max(locks), "rows": rows}, indent=1)
-    )
+    measured = {"most_locks": max(locks), "longest_wait_ms": max(waits), "rows": rows}
+    RESULT.write_text(json.dumps({"tenants": tenants, "rounds": rounds} | measured, indent=1))
     click.echo(f"Also in {RESULT}")
 
 
