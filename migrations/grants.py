@@ -24,7 +24,7 @@ _MISSING = sa.text("""
         SELECT unnest(:sources), ARRAY['SELECT']
          UNION ALL SELECT unnest(:tables), ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']
     ),
-    sequences AS (
+    sequences AS MATERIALIZED (
         SELECT c.relnamespace AS tenant, s.oid, s.relnamespace
           FROM pg_class c
           JOIN pg_attrdef d ON d.adrelid = c.oid

@@ -236,7 +236,7 @@ _FOUND_TEXT = re.sub(
               JOIN pg_sequence q ON q.seqrelid = o.refobjid
               JOIN pg_class s ON s.oid = q.seqrelid
              WHERE c.oid = to_regclass(format('%%I.%%I', schema, CAST(:stats AS text))) AND c.relkind = 'r'
-               AND has_table_privilege(c.oid, 'SELECT') AND has_sequence_privilege(s.oid, 'USAGE')
+               AND has_table_privilege(c.oid, 'SELECT') AND has_sequence_privilege(q.seqrelid, 'USAGE')
              LIMIT 1)""",
     ),
 )
