@@ -227,17 +227,10 @@ _FOUND_TEXT = re.sub(
            coalesce(has_version, false),
            coalesce(has_version, false)
                AND NOT has_table_privilege(format('%%I.%%I', schema, CAST(:version AS text)), 'SELECT'),
-           (SELECT json_build_array(s.oid, s.oid::regclass, q.seqstart - q.seqincrement)
-              FROM pg_class c
-              JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'id'
-              JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
-              JOIN pg_depend o ON o.classid = 'pg_attrdef'::regclass AND o.objid = d.oid
-                              AND o.refclassid = 'pg_class'::regclass
-              JOIN pg_sequence q ON q.seqrelid = o.refobjid
-              JOIN pg_class s ON s.oid = q.seqrelid
-             WHERE c.oid = to_regclass(format('%%I.%%I', schema, CAST(:stats AS text))) AND c.relkind = 'r'
-               AND has_table_privilege(c.oid, 'SELECT') AND has_sequence_privilege(q.seqrelid, 'USAGE')
-             LIMIT 1)""",
+           (SELECT substring(pg_get_expr(d.adbin, d.adrelid) FROM '^nextval\\(''(.*)''::regclass\\)$')
+              FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+             WHERE a.attrelid = to_regclass(format('%%I.%%I', schema, CAST(:stats AS text))) AND a.attname = 'id'
+               AND NOT EXISTS (SELECT FROM locked WHERE relation = a.attrelid))""",
     ),
 )
 
@@ -258,8 +251,9 @@ def read_shape(connection: sa.Connection, schema: str) -> tuple[str, Shape]:
     return hashlib.sha256((row.owner + row.text).encode()).hexdigest(), _shape(row.owner, row.text)
 
 
-def read_found(connection: sa.Connection, schemas: Sequence[str]) -> dict[str, Found]:
-    """Fingerprint, version record and sequence of each of these schemas; nothing for one that is not there."""
+def read_found(connection: sa.Connection, schemas: Sequence[str], sequences: bool = True) -> dict[str, Found]:
+    """Fingerprint, version record and, if asked for, sequence of each of these schemas; nothing for one that is not
+    there."""
     found: dict[str, Found] = {}
     selects = []
     driver: Any = connection.connection.driver_connection
@@ -270,11 +264,12 @@ def read_found(connection: sa.Connection, schemas: Sequence[str]) -> dict[str, F
         record = lagging = "NULL"
         if has_version and not is_foreign:
             record = f"(SELECT coalesce(array_agg(version_num::text), '{{}}') FROM {quoted(schema)}.{VERSION})"
-        if sequence:
-            oid, name, before = sequence
+        if sequence and sequences:
+            # The name comes from an expression, where it is written as in a literal.
             lagging = (
-                f"(SELECT {sql.Literal(name).as_string()} FROM {quoted(schema)}.{NEW} "
-                f"HAVING max(id) > coalesce(pg_sequence_last_value({oid}::oid), {before}))"
+                f"CASE WHEN has_sequence_privilege('{sequence}', 'USAGE') "
+                f"AND (SELECT max(id) FROM {quoted(schema)}.{NEW}) "
+                f"> coalesce(pg_sequence_last_value('{sequence}'::regclass), 0) THEN '{sequence}' END"
             )
         if (record, lagging) != ("NULL", "NULL"):
             selects.append(f"SELECT {sql.Literal(schema).as_string()}, {record}::text[], {lagging}::text")

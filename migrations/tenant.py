@@ -133,7 +133,7 @@ def _apply(
     with connection.begin():
         lock = "; ".join((f"SET LOCAL lock_timeout = {lock_timeout_ms}", *_lock(schema, plan)))
         driver.execute(lock, prepare=False)
-        now = read_found(connection, [schema]).get(schema, Found(None, ""))
+        now = read_found(connection, [schema], sequences=False).get(schema, Found(None, ""))
         if now.kind != found.kind:  # While the lock was waited for.
             fingerprint, shape = read_shape(connection, schema)
             if fingerprint != now.fingerprint:
@@ -142,7 +142,7 @@ def _apply(
             if again.locks != plan.locks:
                 raise _Changed
             plan = again
-        driver.execute(";\n".join(_work(schema, plan, now, missing)), prepare=False)
+        driver.execute(";\n".join(_work(schema, plan, found, missing)), prepare=False)
     return plan.state
 
 
