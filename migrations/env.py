@@ -66,19 +66,24 @@ def main() -> int:
             with migration.signals_stop_it():
                 if not tenants:
                     shared += [outcome for outcomes in migration.run([SHARED]) for outcome in outcomes]
-                if TEMPLATE_SCHEMA in schemas:
-                    for [outcome] in migration.run([TEMPLATE_SCHEMA]):
-                        results[outcome.schema] = outcome
+                # The template comes first, for whoever is cloned meanwhile, but is taken back last: clones take their
+                # ids from its sequences.
+                first = [TEMPLATE_SCHEMA] if TEMPLATE_SCHEMA in schemas and name == "upgrade" else []
+                for [outcome] in migration.run(first):
+                    results[outcome.schema] = outcome
                 migration.follow(_template_has_view(engine))
                 # New customers are taken along; after a few rounds the rest is left to the next run.
                 for _ in range(3):
-                    todo = [schema for schema in schemas if schema not in results]
+                    todo = [schema for schema in schemas if schema not in (TEMPLATE_SCHEMA, *results)]
                     if not todo or migration.is_interrupted():
                         break
                     for outcome in summary.progress(migration.run(todo), len(todo)):
                         results[outcome.schema] = outcome
                     with connection.begin():
                         schemas = _schemas(connection, tenants, database)
+                last = [TEMPLATE_SCHEMA] if TEMPLATE_SCHEMA in set(schemas) - set(results) else []
+                for [outcome] in migration.run(last):
+                    results[outcome.schema] = outcome
             if migration.is_interrupted():
                 interruption = "by a signal"
             elif name == "upgrade" and command.run_role:

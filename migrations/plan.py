@@ -83,29 +83,31 @@ class Plans:
         self._made: dict[Any, Plan | Refusal] = {}
         self._lock = Lock()
 
-    def known(self, kind: Any, shared: bool) -> Plan | None:
+    def known(self, kind: Any, shared: bool, is_done: bool) -> Plan | None:
         """The plan for this kind, if it was made. Raises Refusal if that was the answer."""
-        plan = self._made.get((kind, shared))
+        plan = self._made.get((kind, shared, is_done))
         if isinstance(plan, Refusal):
             raise plan
         return plan
 
-    def make(self, kind: Any, record: Sequence[str], shape: Shape, shared: bool) -> Plan:
-        """The plan for a schema of this kind. Raises Refusal."""
+    def make(self, kind: Any, record: Sequence[str], shape: Shape, shared: bool, is_done: bool) -> Plan:
+        """The plan for a schema of this kind; `is_done`: it has gone through the revisions. Raises Refusal."""
         with self._lock:
-            if (kind, shared) not in self._made:
+            if (kind, shared, is_done) not in self._made:
                 try:
-                    self._made[kind, shared] = _make(self._command, record, shape, shared)
+                    self._made[kind, shared, is_done] = _make(self._command, record, shape, shared, is_done)
                 except Refusal as refusal:
-                    self._made[kind, shared] = refusal
-        plan = self.known(kind, shared)
+                    self._made[kind, shared, is_done] = refusal
+        plan = self.known(kind, shared, is_done)
         assert plan is not None  # noqa: S101 It was made above.
         return plan
 
 
-def _make(command: Command, record: Sequence[str], shape: Shape, shared: bool) -> Plan:
+def _make(command: Command, record: Sequence[str], shape: Shape, shared: bool, is_done: bool) -> Plan:
     """Raises Refusal."""
     current = command.require_known(record)
+    if is_done and command.name == "downgrade":
+        return Plan("taken back", ())
     head, first = (SHARED_HEAD, SHARED_FIRST) if shared else (HEAD, FIRST)
     state = ("canonical" if shape.owner else "missing") if shared else state_of(shape)
     goes_up = command.name == "upgrade"
@@ -133,7 +135,7 @@ def _make(command: Command, record: Sequence[str], shape: Shape, shared: bool) -
             reached = command.head
     elif current == REVISION:
         statements += converge(given, first, shared)
-    if not goes_up or reached != command.head:
+    if not is_done and (not goes_up or reached != command.head):
         if VERSION in shape.relations and reached is None:
             statements.append(f"DROP TABLE {VERSION}")  # It is empty, and Alembic makes it.
         rendered, reached = _render(reached, shared, given)

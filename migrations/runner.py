@@ -134,7 +134,7 @@ class Migration:
         try:
             with self._engine.connect() as connection, self._working.on(connection):
                 for _ in range(_MOST_STEPS):
-                    for outcome in self._step(connection, todo, timeout_ms):
+                    for outcome in self._step(connection, todo, timeout_ms, set(done)):
                         if outcome.status == "done" and not outcome.statements:
                             done.setdefault(outcome.schema, outcome)
                         else:
@@ -155,7 +155,9 @@ class Migration:
             ended[schema] = Outcome(schema, "failed", done[schema].state, error_, remedy=remedy)
         return [*ended.values(), *(outcome for schema, outcome in done.items() if schema not in ended)]
 
-    def _step(self, connection: sa.Connection, schemas: Sequence[str], timeout_ms: int) -> Iterator[Outcome]:
+    def _step(
+        self, connection: sa.Connection, schemas: Sequence[str], timeout_ms: int, done: set[str]
+    ) -> Iterator[Outcome]:
         if not schemas:
             return
         try:
@@ -165,7 +167,8 @@ class Migration:
         for schema in schemas:
             if self.is_interrupted():
                 return
-            outcome = migrate(connection, schema, self._command, self._plans, timeout_ms, looked.get(schema))
+            found, is_done = looked.get(schema), schema in done
+            outcome = migrate(connection, schema, self._command, self._plans, timeout_ms, found, is_done)
             if connection.closed or connection.invalidated:
                 raise sa.exc.OperationalError("", None, psycopg.OperationalError("the connection was lost"))
             if not (self.is_interrupted() and outcome.status == "failed"):

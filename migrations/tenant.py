@@ -76,9 +76,13 @@ def migrate(
     command: Command,
     plans: Plans,
     lock_timeout_ms: int,
-    looked: tuple[Found, Sequence[str]] | None = None,
+    looked: tuple[Found, Sequence[str]] | None,
+    is_done: bool,
 ) -> Outcome:
-    """Runs the command on one schema, once. Every error becomes its outcome."""
+    """Runs the command on one schema, once; `is_done`: only what is missing after it. Every error becomes its outcome.
+
+    `looked`: what `look` found, if it was possible to look.
+    """
     shape: Shape | None = None
     try:
         if looked is None:
@@ -86,7 +90,7 @@ def migrate(
         if looked is None and schema != SHARED:
             return Outcome(schema, "skipped", "gone", "the schema was dropped while the migration went on")
         found, missing = looked or (Found(None, ""), ())
-        plan = plans.known(found.kind, schema == SHARED)
+        plan = plans.known(found.kind, schema == SHARED, is_done)
         if plan is None:
             with connection.begin():
                 fingerprint, shape = read_shape(connection, schema)
@@ -96,13 +100,13 @@ def migrate(
                 raise _Locked
             if fingerprint != found.fingerprint:
                 raise _Changed
-            plan = plans.make(found.kind, found.record or (), shape, schema == SHARED)
+            plan = plans.make(found.kind, found.record or (), shape, schema == SHARED, is_done)
         if not plan.statements and not missing and not found.lagging_sequence:
             return Outcome(schema, "already there", plan.state)
         if command.dry_run:
             statements = (*_lock(schema, plan), *_work(schema, plan, found, missing))
             return Outcome(schema, "done", plan.state, statements=statements)
-        state = _apply(connection, schema, plan, found, missing, command, plans, lock_timeout_ms)
+        state = _apply(connection, schema, plan, found, missing, plans, lock_timeout_ms, is_done)
         return Outcome(schema, "done", state)
     except Refusal as refusal:
         error, _, remedy = str(refusal).partition(": ")
@@ -124,9 +128,9 @@ def _apply(
     plan: Plan,
     found: Found,
     missing: Sequence[str],
-    command: Command,
     plans: Plans,
     lock_timeout_ms: int,
+    is_done: bool,
 ) -> str:
     """The transaction; returns the state that the schema was in. Raises Refusal, _Changed and errors of the driver."""
     driver: Any = connection.connection.driver_connection
@@ -138,7 +142,7 @@ def _apply(
             fingerprint, shape = read_shape(connection, schema)
             if fingerprint != now.fingerprint:
                 raise _Changed
-            again = plans.make(now.kind, now.record or (), shape, schema == SHARED)
+            again = plans.make(now.kind, now.record or (), shape, schema == SHARED, is_done)
             if again.locks != plan.locks:
                 raise _Changed
             plan = again
