@@ -178,8 +178,9 @@ def identity_before(table: Relation, dropped: tuple[str, ...], key: tuple[str, .
 
 def owners(shape: Shape, owner: str, role: str, statements: Sequence[str]) -> Iterator[str]:
     """Everything of ours belongs to whom the stats belong to, so that the owner can run the next migration."""
-    made = [match[1] for text in statements if (match := re.match(r"\s*CREATE (?:TABLE|VIEW) (\w+)", text))]
-    gone = [match[1] for text in statements if (match := re.match(r"\s*DROP TABLE (\w+)", text))]
+    text = "\n".join(statements)
+    made = re.findall(r"^\s*CREATE (?:TABLE|VIEW) (\w+)", text, re.MULTILINE)
+    gone = re.findall(r"^\s*DROP TABLE (\w+)", text, re.MULTILINE)
     for name, relation in shape.relations.items():
         if name not in (OLD, NEW, *made, *gone) and relation.owner != owner:
             yield f"ALTER TABLE {name} OWNER TO {owner}"

@@ -144,12 +144,11 @@ def _make(command: Command, record: Sequence[str], shape: Shape, shared: bool, i
         state = "canonical"
     elif current not in (None, command.head):
         state = f"at {current}"
-    if statements:
-        table = shape.table(NEW) or shape.table(OLD)
-        owner = (shared and command.shared_owner) or (table.owner if table else shape.owner) or command.role
-        statements += owners(shape, owner, command.role, statements)
-        if command.run_role and reached == command.head:
-            statements += new_grants(list(head), statements, command.run_role)
+    table = shape.table(NEW) or shape.table(OLD)
+    owner = (shared and command.shared_owner) or (table.owner if table else shape.owner) or command.role
+    statements += owners(shape, owner, command.role, statements)
+    if statements and command.run_role and reached == command.head:
+        statements += new_grants(list(head), statements, command.run_role)
     # The old name first: it may be the view, which its readers lock before the table behind it.
     locks = dict.fromkeys(name for name in (OLD, NEW, *sorted(shape.relations)) if name in shape.relations)
     return Plan(state, tuple(statements), tuple(locks))

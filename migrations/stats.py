@@ -278,10 +278,8 @@ def _literal(text: str) -> str:
 
 def _missing_days(table: Relation | None, want: Table) -> str:
     """The ledger must not claim what the stats no longer hold: the next run computes these days again."""
-    if table is None:
-        return f"DELETE FROM {LEDGER}"
-    if set(want.columns) - set(table.columns):
-        return f"DELETE FROM {LEDGER} WHERE date IN (SELECT date FROM {NEW})"
+    if table is None or set(want.columns) - set(table.columns):
+        return f"DELETE FROM {LEDGER} WHERE stored_job_count > 0 OR date IN (SELECT date FROM {NEW})"
     return f"DELETE FROM {LEDGER} WHERE stored_job_count > 0 AND date NOT IN (SELECT date FROM {NEW})"
 
 
