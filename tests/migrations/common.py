@@ -9,7 +9,9 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.config import CommandLine
 from alembic.migration import MigrationContext
+from click.testing import CliRunner
 
+from migrations import drift
 from migrations.shape import LEDGER, NEW, Shape, read_shapes
 from models.stats import StatsBase
 from pipelines.database import create_engine
@@ -27,8 +29,8 @@ def shapes(conninfo: str, *schemas: str) -> dict[str, Shape]:
     return found
 
 
-def alembic(conninfo: str, *arguments: str, status: int = 0) -> str:
-    """What the command line prints; asserts its exit status. In this process, which is much quicker."""
+def alembic(conninfo: str, *arguments: str, status: int | None = 0) -> str:
+    """What the command line prints; asserts its exit status, if one is given. In this process: much quicker."""
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(output):
         patch.setenv("DATABASE_URL", url_of(conninfo))
@@ -37,8 +39,17 @@ def alembic(conninfo: str, *arguments: str, status: int = 0) -> str:
             code: Any = 0
         except SystemExit as end:
             code = end.code
-    assert code == status, output.getvalue()
+    assert code == status or status is None, output.getvalue()
     return output.getvalue()
+
+
+def drift_of(conninfo: str) -> list[str]:
+    """The lines of `python -m migrations.drift` but its first and its last."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATABASE_URL", url_of(conninfo))
+        result = CliRunner().invoke(drift.main)
+    assert result.exit_code in (0, 1), result.output
+    return result.output.splitlines()[1:-1]
 
 
 def differences(conninfo: str, schema: str) -> list[Any]:

@@ -12,13 +12,12 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
-from click.testing import CliRunner
 
-from migrations import drift, tenant
+from migrations import tenant
 from migrations.shape import ARCHIVE, LEDGER, NEW, OLD, VERSION
 from tests import application
 from tests.conftest import ROOT, RUN_ROLE, create_database, run, url_of, wait_until
-from tests.migrations.common import SCHEMAS, alembic, differences, shapes
+from tests.migrations.common import SCHEMAS, alembic, differences, drift_of, shapes
 from tests.migrations.conftest import OLD_ROW
 from tests.migrations.test_faults import process
 from tests.migrations.test_states import NEW_TABLE, S, rows
@@ -26,13 +25,6 @@ from tests.server import binaries
 
 BOTH = f"{NEW_TABLE}; INSERT INTO {S}.{NEW} (action_type_id, date, total_jobs) VALUES (1, '2025-06-01', 2)"
 FUNCTION = "CREATE FUNCTION public.{name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$"
-
-
-def drift_of(conninfo: str) -> list[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DATABASE_URL", url_of(conninfo))
-        result = CliRunner().invoke(drift.main)
-    return result.output.splitlines()[1:-1]
 
 
 # ---- rows are moved, and counted ----

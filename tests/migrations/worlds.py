@@ -1,0 +1,313 @@
+"""Worlds at random: shapes, rows, roles, kills and revisions, crossed; and a model of what must not be lost.
+
+The model knows nothing of the migration's statements. It follows each row by a mark in a column of theirs, or by its
+numbers where there is none: after every command each row that was there is in the stats, under the old name, or in the
+archive, with all its values; every column that was theirs is there with its values; grants are as they were; the
+record names one revision; and what is recorded at the head is what the models say.
+
+    python -m tests.migrations.worlds --cases 2000
+"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+import psycopg
+
+from migrations.shape import ARCHIVE, LEDGER, NEW, OLD, VERSION
+from tests import application
+from tests.conftest import create_database, create_run_role
+from tests.migrations.common import alembic, drift_of
+from tests.server import running_server
+
+MARKETPLACES = ("vinted", "ebay", "etsy")
+TENANTS = ("user_1", "user_2", "user_3", "user_4")
+COLUMNS = ("action_type_id", "date", "total_jobs", "success_count", "failure_count", "avg_duration_ms")
+
+KILL = """
+    CREATE FUNCTION public.fault() RETURNS event_trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF random() < 0.08 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
+    END $$;
+    CREATE EVENT TRIGGER fault ON ddl_command_end EXECUTE FUNCTION public.fault()"""
+
+
+@dataclass
+class World:
+    """A database, what was done to it, and what it held before."""
+
+    conninfo: str
+    connection: psycopg.Connection[Any]
+    random: random.Random
+    told: list[str] = field(default_factory=list)
+    lost: int = 0
+    refused: int = 0
+
+    def execute(self, statement: str) -> None:
+        self.told.append(statement)
+        self.connection.execute(statement.encode())
+
+    def some(self, chance: float) -> bool:
+        return self.random.random() < chance
+
+
+def make(world: World, schema: str) -> None:
+    """One tenant of a shape that is met, or that somebody may have made."""
+    pick = world.random.choice
+    world.connection.execute(f"CREATE SCHEMA {schema}")
+    how = pick(("clone", "own", "own", "renamed", "both", "both", "missing"))
+    if how == "missing":
+        return
+    if how == "clone":
+        world.execute(f"CREATE TABLE {schema}.{OLD} (LIKE template_tenant.{OLD} INCLUDING ALL)")
+    else:
+        number = pick(("integer", "bigint", "smallint", "numeric"))
+        lines = [
+            pick(
+                (
+                    "id serial PRIMARY KEY",
+                    "id bigserial PRIMARY KEY",
+                    "id integer",
+                    "id int GENERATED ALWAYS AS IDENTITY",
+                )
+            ),
+            f"action_type_id {pick(('integer', 'bigint'))} NOT NULL",
+            "date date NOT NULL",
+            f"total_jobs {number} NOT NULL DEFAULT 0",
+            f"success_count integer {pick(('', 'NOT NULL DEFAULT 0'))}",
+            f"failure_count {number}",
+            f"avg_duration_ms {pick(('integer', 'double precision'))}",
+            f"created_at {pick(('timestamptz NOT NULL DEFAULT now()', 'timestamp', 'timestamptz'))}",
+        ]
+        world.random.shuffle(lines)
+        world.execute(f"CREATE TABLE {schema}.{OLD} ({', '.join(lines)})")
+        key = pick(("", "UNIQUE (action_type_id, date)", "CONSTRAINT mine UNIQUE (date, action_type_id)", "index"))
+        if key == "index":
+            world.execute(f'CREATE UNIQUE INDEX "a key" ON {schema}.{OLD} (action_type_id, date)')
+        elif key:
+            world.execute(f"ALTER TABLE {schema}.{OLD} ADD {key}")
+    theirs(world, schema, OLD)
+    rows(world, schema, OLD, is_new=False)
+    if how == "renamed":
+        world.execute(f"ALTER TABLE {schema}.{OLD} RENAME TO {NEW}")
+        if world.some(0.5):
+            world.execute(f"ALTER TABLE {schema}.{NEW} ADD marketplace varchar(50) {pick(('', 'DEFAULT $$vinted$$'))}")
+    if how == "both":
+        world.execute(f"""
+            CREATE TABLE {schema}.{NEW} (id serial {pick(("", "PRIMARY KEY"))}, action_type_id int NOT NULL,
+                date date NOT NULL, total_jobs integer NOT NULL DEFAULT 0, success_count integer,
+                failure_count integer, avg_duration_ms integer, marketplace varchar(20) DEFAULT 'vinted')""")
+        theirs(world, schema, NEW)
+        rows(world, schema, NEW, is_new=True)
+    for table in (OLD, NEW):
+        if exists(world, schema, table) and world.some(0.2):
+            world.execute(f"ALTER TABLE {schema}.{table} SET UNLOGGED")
+    if world.some(0.3):
+        for table in (OLD, NEW):
+            if exists(world, schema, table):
+                world.execute(f"GRANT SELECT, UPDATE ON {schema}.{table} TO reader")
+
+
+def theirs(world: World, schema: str, table: str) -> None:
+    """Columns of somebody else's, some under our names."""
+    for name in ("note", "computed_at", "retry_count", "Odd, name"):
+        # In a table under the new name ours and theirs cannot be told apart but by what is beside them.
+        if world.some(0.3) and not (table == NEW and name in ("computed_at", "retry_count")):
+            world.execute(f"""ALTER TABLE {schema}.{table} ADD "{name}" text""")
+
+
+def rows(world: World, schema: str, table: str, *, is_new: bool) -> None:
+    """Rows that may meet under one key where nothing forbids it."""
+    extra = [
+        name for name in ("note", "computed_at", "retry_count", "Odd, name") if name in columns(world, schema, table)
+    ]
+    for _ in range(world.random.randint(0, 6)):
+        values: dict[str, Any] = {
+            "action_type_id": world.random.randint(1, 2),
+            "date": f"2025-06-0{world.random.randint(1, 2)}",
+            "total_jobs": world.random.randint(0, 9),
+            "success_count": world.random.choice((None, 3)),
+            "failure_count": world.random.choice((None, 4)),
+            "avg_duration_ms": world.random.choice((None, 1234)),
+        }
+        if is_new:
+            values["marketplace"] = world.random.choice(MARKETPLACES)
+        values |= {name: f"{name} {world.random.random()}" for name in extra}
+        names = ", ".join(f'"{name}"' for name in values)
+        marks = ", ".join(["%s"] * len(values))
+        try:
+            world.connection.execute(f"INSERT INTO {schema}.{table} ({names}) VALUES ({marks})", list(values.values()))
+        except (psycopg.errors.UniqueViolation, psycopg.errors.NotNullViolation):
+            continue
+
+
+def exists(world: World, schema: str, table: str) -> bool:
+    row = world.connection.execute("SELECT to_regclass(%s) IS NOT NULL", [f"{schema}.{table}"]).fetchone()
+    return bool(row and row[0])
+
+
+def columns(world: World, schema: str, table: str) -> dict[str, str]:
+    """The columns of a relation with their types."""
+    found = world.connection.execute(
+        "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute "
+        "WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+        [f"{schema}.{table}"],
+    ).fetchall()
+    return {row[0]: row[1] for row in found}
+
+
+def is_table(world: World, schema: str, table: str) -> bool:
+    query = "SELECT relkind IN ('r') FROM pg_class WHERE oid = to_regclass(%s)"
+    row = world.connection.execute(query, [f"{schema}.{table}"]).fetchone()
+    return bool(row and row[0])
+
+
+def held(world: World, schema: str) -> Counter[tuple[str, ...]]:
+    """Every row of a tenant, in whatever table it lies: marketplace, the old table's numbers, and theirs, as texts."""
+    found: Counter[tuple[str, ...]] = Counter()
+    for table in (OLD, NEW, ARCHIVE):
+        if not is_table(world, schema, table):
+            continue
+        there = columns(world, schema, table)
+        marketplace = "lower(btrim(coalesce(marketplace, 'vinted')))" if "marketplace" in there else "'vinted'"
+        numbers = [
+            f"round(coalesce({name}, {0 if name.endswith(('jobs', 'count')) else -1})::numeric)::text"
+            if name != "date"
+            else "date::text"
+            for name in COLUMNS
+        ]
+        # Theirs are texts, whatever they are called by now.
+        own = ["note", "Odd, name"]
+        own += [
+            next((each for each in (f"legacy_{name}", name) if there.get(each) == "text"), name + " is not there")
+            for name in ("computed_at", "retry_count")
+        ]
+        texts = [f'"{name}"::text' if name in there else "NULL" for name in own]
+        selected = ", ".join([marketplace, *numbers, *(f"coalesce({text}, '-')" for text in texts)])
+        for row in world.connection.execute(f"SELECT {selected} FROM {schema}.{table}"):
+            found[tuple(row)] += 1
+    return found
+
+
+def grants(world: World, schema: str) -> set[str]:
+    """What the reader may do under the old name."""
+    if not exists(world, schema, OLD):
+        return set()
+    return {
+        privilege
+        for privilege in ("SELECT", "UPDATE")
+        for row in world.connection.execute(
+            "SELECT has_table_privilege('reader', %s, %s)", [f"{schema}.{OLD}", privilege]
+        ).fetchall()
+        if row[0]
+    }
+
+
+def act(world: World) -> str | None:
+    """One command, perhaps with backends that die in it, or something that somebody does meanwhile; what it was."""
+    pick = world.random.choice
+    if world.some(0.25):
+        schema = pick(TENANTS)
+        if is_table(world, schema, NEW) and exists(world, schema, VERSION):
+            index = "ix_marketplace_job_stats_marketplace_created_at"
+            statement = pick(
+                (
+                    f"DROP INDEX IF EXISTS {schema}.{index}",
+                    f"ALTER TABLE {schema}.{NEW} DROP COLUMN IF EXISTS duration_sum_ms",
+                    f"ALTER TABLE {schema}.{NEW} ALTER success_count DROP NOT NULL",
+                    f"ALTER TABLE {schema}.{NEW} ADD COLUMN IF NOT EXISTS note text",
+                    f"DROP VIEW IF EXISTS {schema}.{OLD}" if not is_table(world, schema, OLD) else "SELECT 1",
+                    f"DROP TABLE IF EXISTS {schema}.{LEDGER}",
+                    f"UPDATE {schema}.{NEW} SET computed_at = now()"
+                    if "computed_at" in columns(world, schema, NEW)
+                    else "SELECT 1",
+                )
+            )
+            world.execute(statement)
+            return None
+    kills = world.some(0.3)
+    if kills:
+        world.connection.execute(KILL.encode())
+    command = pick((
+        ("upgrade", "head"), ("upgrade", "head"), ("upgrade", "+1"), ("-x", "archive=yes", "downgrade", "base"),
+        ("downgrade", "base"), ("-x", "dry_run=yes", "upgrade", "head"), ("-x", "legacy_view=no", "upgrade", "head"),
+        ("-x", f"tenant={pick(TENANTS)}", "upgrade", "head"), ("downgrade", "-1"),
+    ))  # fmt: skip
+    world.told.append(" ".join(command) + (" (killed)" if kills else ""))
+    try:
+        alembic(world.conninfo, *command, status=None)
+    finally:
+        if kills:
+            world.connection.execute("DROP EVENT TRIGGER fault; DROP FUNCTION public.fault()")
+    return " ".join(command)
+
+
+def check(
+    world: World, before: dict[str, Counter[tuple[str, ...]]], readers: dict[str, set[str]], command: str
+) -> None:
+    """Nothing is lost: rows, columns, grants, records."""
+    for schema in TENANTS:
+        after = held(world, schema)
+        assert after == before[schema], (schema, before[schema] - after, after - before[schema])
+        if "legacy_view=no" not in command and exists(world, schema, OLD) and readers[schema]:
+            assert grants(world, schema) >= readers[schema], (schema, readers[schema])
+        if exists(world, schema, VERSION):
+            row = world.connection.execute(f"SELECT count(*) FROM {schema}.{VERSION}").fetchone()
+            assert row in ((0,), (1,)), schema
+
+
+def play(conninfo: str, seed: int) -> World:
+    """One case: tenants, then commands with a check after each; at the end all of them at the head, without drift."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        world = World(conninfo, connection, random.Random(seed))
+        application.create_tenant(connection, application.TEMPLATE)
+        for schema in TENANTS:
+            make(world, schema)
+        try:
+            for _ in range(world.random.randint(2, 5)):
+                before = {schema: held(world, schema) for schema in TENANTS}
+                readers = {schema: grants(world, schema) for schema in TENANTS}
+                if command := act(world):
+                    check(world, before, readers, command)
+            before = {schema: held(world, schema) for schema in TENANTS}
+            output = alembic(conninfo, "upgrade", "head", status=None)
+            check(world, before, {schema: set() for schema in TENANTS}, "")
+            world.refused = output.count(": failed, ")
+            if not world.refused:
+                extra = ("is not in the models", "which is not in the models")
+                assert [line for line in drift_of(conninfo) if not line.endswith(extra)] == []
+                assert "0 done, 5 already there" in alembic(conninfo, "upgrade", "head")
+        except Exception as error:
+            raise AssertionError(f"case {seed}: {error}\n" + "\n".join(world.told)) from error
+        return world
+
+
+def play_all(server: str, seeds: Sequence[int]) -> tuple[int, int]:
+    """How many cases were played, and how many tenants were refused in the end; raises at the first loss."""
+    refused = 0
+    for seed in seeds:
+        name = f"world_{seed}"
+        refused += play(create_database(server, name), seed).refused
+        with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    return len(seeds), refused
+
+
+@click.command(help=__doc__)
+@click.option("--cases", default=1_000, show_default=True, help="How many cases.")
+@click.option("--first", default=1_000, show_default=True, help="The first case's number.")
+def main(cases: int, first: int) -> None:
+    with running_server() as server:
+        create_run_role(server)
+        with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
+            connection.execute("CREATE ROLE reader")
+        with click.progressbar(range(first, first + cases), label="Playing") as seeds:
+            played, refused = play_all(server, list(seeds))
+    click.echo(f"{played} cases of {len(TENANTS)} tenants played: 0 lost; {refused} tenants refused in the end")
+
+
+if __name__ == "__main__":
+    main()
