@@ -95,6 +95,7 @@ def create_engine(conninfo: str, *, pool_size: int = 1, prepares: bool = False, 
         creator=connect,
         pool_size=pool_size,
         max_overflow=0,
+        pool_use_lifo=True,  # What a connection has prepared is of use again.
         isolation_level="REPEATABLE READ",
         use_native_hstore=False,  # Spares a catalog query per connection.
     )

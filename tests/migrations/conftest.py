@@ -10,8 +10,15 @@ import pytest
 from migrations.shape import OLD
 from tests import application
 from tests.migrations.common import SCHEMAS
+from tests.migrations.releases import Release, make_releases
 
 OLD_ROW = {"action_type_id": 1, "date": date(2025, 6, 1), "total_jobs": 3, "success_count": 2, "failure_count": 1}
+
+
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> list[Release]:
+    """The project and two releases that follow it."""
+    return make_releases(tmp_path_factory.mktemp("releases"))
 
 
 @pytest.fixture
