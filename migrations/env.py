@@ -14,6 +14,7 @@ from pathlib import Path
 import psycopg
 import sqlalchemy as sa
 from alembic import context
+from alembic.util import CommandError
 
 from migrations import summary
 from migrations.grants import missing_shared_grants, run_role
@@ -201,6 +202,9 @@ try:
     status = main()
 except UsageError as error:
     print(f"Error: {error.message}", file=sys.stderr)
+    status = 1
+except CommandError as error:  # Of Alembic, for instance a revision that it does not find.
+    print(f"Error: {error}", file=sys.stderr)
     status = 1
 if status:
     sys.exit(status)

@@ -52,7 +52,9 @@ class Command:
 
     def require_known(self, record: Sequence[str]) -> str | None:
         """The revision that is recorded, None if there is none. Raises Refusal if this code does not know it."""
-        unknown = sorted(set(record) - self.revisions) or list(record[1:])
+        unknown = sorted(set(record) - self.revisions)
+        if len(record) > 1 and not unknown:
+            raise Refusal(f"the version record names {' and '.join(record)}: leave the one in {VERSION} that is true")
         if unknown or (not record and self.newer):
             name = unknown[0] if unknown else self.newer
             whose = (

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from migrations.plan import Command, Plans
 from migrations.shape import read_found
-from migrations.tenant import Outcome, look, migrate
+from migrations.tenant import Limits, Outcome, look, migrate
 from pipelines.database import Working, create_engine
 from pipelines.settings import Settings
 
@@ -91,7 +91,7 @@ class Migration:
         while batches and not self.is_interrupted():
             timeout_ms = min(TRIES_MS[min(tries, len(TRIES_MS) - 1)], self._settings.lock_timeout_ms)
             waiting: list[Outcome] = []
-            for outcomes in self._run_once(batches, timeout_ms):
+            for outcomes in self._run_once(batches, Limits(timeout_ms, self._settings.statement_timeout_ms)):
                 final = [outcome for outcome in outcomes if not outcome.may_pass]
                 waiting += [outcome for outcome in outcomes if outcome.may_pass]
                 if final:
@@ -106,10 +106,10 @@ class Migration:
             # By one, since they may be held by one session each.
             batches = [[outcome.schema] for outcome in waiting]
 
-    def _run_once(self, batches: Sequence[Sequence[str]], timeout_ms: int) -> Iterator[list[Outcome]]:
+    def _run_once(self, batches: Sequence[Sequence[str]], limits: Limits) -> Iterator[list[Outcome]]:
         workers = min(self._settings.workers, len(batches))
         with ThreadPoolExecutor(workers, thread_name_prefix="schema") as pool:
-            pending = {pool.submit(self._batch, batch, timeout_ms) for batch in batches}
+            pending = {pool.submit(self._batch, batch, limits) for batch in batches}
             try:
                 while pending:
                     # Not for longer, so that a signal is heard.
@@ -126,7 +126,7 @@ class Migration:
                 if pending:
                     self._working.stop(pending)
 
-    def _batch(self, schemas: Sequence[str], timeout_ms: int) -> list[Outcome]:
+    def _batch(self, schemas: Sequence[str], limits: Limits) -> list[Outcome]:
         """Each schema of the batch, until it is as it should be, or has failed."""
         ended: dict[str, Outcome] = {}
         done: dict[str, Outcome] = {}
@@ -134,7 +134,7 @@ class Migration:
         try:
             with self._engine.connect() as connection, self._working.on(connection):
                 for _ in range(_MOST_STEPS):
-                    for outcome in self._step(connection, todo, timeout_ms, set(done)):
+                    for outcome in self._step(connection, todo, limits, set(done)):
                         if outcome.status == "done" and not outcome.statements:
                             done.setdefault(outcome.schema, outcome)
                         else:
@@ -156,7 +156,7 @@ class Migration:
         return [*ended.values(), *(outcome for schema, outcome in done.items() if schema not in ended)]
 
     def _step(
-        self, connection: sa.Connection, schemas: Sequence[str], timeout_ms: int, done: set[str]
+        self, connection: sa.Connection, schemas: Sequence[str], limits: Limits, done: set[str]
     ) -> Iterator[Outcome]:
         if not schemas:
             return
@@ -168,7 +168,7 @@ class Migration:
             if self.is_interrupted():
                 return
             found, is_done = looked.get(schema), schema in done
-            outcome = migrate(connection, schema, self._command, self._plans, timeout_ms, found, is_done)
+            outcome = migrate(connection, schema, self._command, self._plans, limits, found, is_done)
             if connection.closed or connection.invalidated:
                 raise sa.exc.OperationalError("", None, psycopg.OperationalError("the connection was lost"))
             if not (self.is_interrupted() and outcome.status == "failed"):

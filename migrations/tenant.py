@@ -52,6 +52,14 @@ class Outcome:
     may_pass: bool = False  # It failed for a reason that may be gone in a moment.
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How long the locks of a schema are waited for, and each statement under them."""
+
+    lock_ms: int
+    statement_ms: int
+
+
 class _Changed(Exception):
     """The schema has changed since it was looked at."""
 
@@ -75,7 +83,7 @@ def migrate(
     schema: str,
     command: Command,
     plans: Plans,
-    lock_timeout_ms: int,
+    limits: Limits,
     looked: tuple[Found, Sequence[str]] | None,
     is_done: bool,
 ) -> Outcome:
@@ -106,7 +114,7 @@ def migrate(
         if command.dry_run:
             statements = (*_lock(schema, plan), *_work(schema, plan, found, missing))
             return Outcome(schema, "done", plan.state, statements=statements)
-        state = _apply(connection, schema, plan, found, missing, plans, lock_timeout_ms, is_done)
+        state = _apply(connection, schema, plan, found, missing, plans, limits, is_done)
         return Outcome(schema, "done", state)
     except Refusal as refusal:
         error, _, remedy = str(refusal).partition(": ")
@@ -129,14 +137,19 @@ def _apply(
     found: Found,
     missing: Sequence[str],
     plans: Plans,
-    lock_timeout_ms: int,
+    limits: Limits,
     is_done: bool,
 ) -> str:
     """The transaction; returns the state that the schema was in. Raises Refusal, _Changed and errors of the driver."""
     driver: Any = connection.connection.driver_connection
     with connection.begin():
-        lock = "; ".join((f"SET LOCAL lock_timeout = {lock_timeout_ms}", *_lock(schema, plan)))
-        driver.execute(lock, prepare=False)
+        # Each lock has its own time-out, and the first ones are held meanwhile: the statement as a whole has one, too.
+        times = f"SET LOCAL lock_timeout = {limits.lock_ms}; SET LOCAL statement_timeout = {limits.lock_ms}"
+        then = f"SET LOCAL statement_timeout = {limits.statement_ms}"
+        try:
+            driver.execute("; ".join((times, *_lock(schema, plan), then)), prepare=False)
+        except psycopg.errors.QueryCanceled:
+            raise _Locked from None
         now = read_found(connection, [schema], sequences=False).get(schema, Found(None, ""))
         if now.kind != found.kind:  # While the lock was waited for.
             fingerprint, shape = read_shape(connection, schema)
@@ -197,6 +210,8 @@ def _state(schema: str, shape: Shape | None) -> str:
 def _foreign(shape: Shape, role: str) -> tuple[str, str]:
     """What is wrong and what to do where tables of ours belong to another role than the one that migrates."""
     table = shape.table(NEW) or shape.table(OLD)
+    if not shape.owner:
+        return "our own schema is not there", f"GRANT CREATE ON DATABASE ... TO {role}, or run it once as a superuser"
     others = {name: relation.owner for name, relation in shape.relations.items() if relation.owner != role}
     names = ", ".join(f"{name} belongs to {owner}" for name, owner in others.items()) or "a privilege is missing"
     if not others or (table and table.owner != role):

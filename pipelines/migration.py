@@ -39,12 +39,17 @@ def migrate_tenants(context: dg.OpExecutionContext) -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "-x", f"report={report}"]
+        lines: list[str] = []
         with subprocess.Popen(
             [*command, "upgrade", "head"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
-            lines = [line.rstrip() for line in process.stdout or ()]
-        for line in lines:
-            context.log.info(line)
+            try:
+                for line in process.stdout or ():
+                    lines.append(line.rstrip())
+                    context.log.info(lines[-1])
+            except BaseException:  # The run is terminated, and so is what it has started; it ends with its report.
+                process.terminate()
+                raise
         if not report.exists():
             raise RunFailure(lines[-1] if lines else "alembic ended without a word")
         told = json.loads(report.read_text())

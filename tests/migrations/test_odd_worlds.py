@@ -511,7 +511,7 @@ def test_several_tenants_by_name(old_database: str, old_connection: psycopg.Conn
 def test_from_another_folder(old_database: str, old_connection: psycopg.Connection[Any], tmp_path: Path) -> None:
     """`alembic -c` finds the project's modules wherever it is called from."""
     environment = {"DATABASE_URL": url_of(old_database), "PATH": os.environ["PATH"]}
-    command = [Path(sys.executable).parent / "alembic", "-c", str(ROOT / "alembic.ini"), "upgrade", "head"]
+    command = [str(Path(sys.executable).parent / "alembic"), "-c", str(ROOT / "alembic.ini"), "upgrade", "head"]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
 
 
