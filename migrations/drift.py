@@ -12,8 +12,8 @@ from migrations.converge import is_key
 from migrations.runner import connect
 from migrations.shape import NEW, OLD, Relation, Shape, plain, read_shapes
 from migrations.states import has_legacy_view
-from migrations.stats import ASIDE, is_good_view
 from migrations.target import HEAD, SHARED_HEAD, Key, Table, same_default
+from migrations.view import ASIDE, is_good_view
 from models import SHARED
 from pipelines.database import connected, conninfo, server_and_database
 from pipelines.tenants import find_schemas

@@ -5,7 +5,6 @@ archive. No column of theirs is lost either: one that has the name of one of our
 keeps its own in the view under the table's old name.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -35,14 +34,9 @@ from migrations.first import (
     UNIQUE,
 )
 from migrations.shape import ARCHIVE, LEDGER, MET, NEW, OLD, Column, Relation, Shape
-from migrations.target import HEAD, Table, Target, same_default
+from migrations.target import HEAD, Table, Target
+from migrations.view import ASIDE, ID_SEQUENCE, create_view, is_good_view, view_columns
 from pipelines.tenants import quoted
-
-ASIDE = "legacy_"
-"""What is put before the name of a column of theirs that has the name of one of ours."""
-
-_ID = f"{NEW}_id_seq"
-_VIEW = re.compile(rf"SELECT (.+) FROM {NEW} WHERE \(\(marketplace\)::text = 'vinted'::text\)")
 
 
 def _our_names(target: Target) -> set[str]:
@@ -61,7 +55,7 @@ def upgrade(shape: Shape, target: Target, legacy_view: bool, is_ours: bool, from
     if shape.view(NEW):
         yield f"DROP VIEW {NEW}"
     met: tuple[str, ...] = ("marketplace",) if old and "marketplace" in old.columns else ()
-    view_columns = _view_columns(old, new, view, ours - set(met))
+    shown = view_columns(old, new, view, ours - set(met))
     if old:
         yield from _set_aside(old, ours - {"marketplace"})
         old = _with_set_aside(old, ours - {"marketplace"})
@@ -99,7 +93,7 @@ def upgrade(shape: Shape, target: Target, legacy_view: bool, is_ours: bool, from
     if legacy_view and not keep_view:
         # The rights of whatever had the old name before.
         former = old or view or table
-        yield from _create_view(view_columns, table, target[NEW], former.grants if former else ())
+        yield from create_view(shown, table, target[NEW], former.grants if former else ())
 
 
 def _set_aside(table: Relation, ours: set[str]) -> Iterator[str]:
@@ -204,11 +198,11 @@ def _ids(table: Relation, has_primary: bool) -> Iterator[str]:
         yield f"ALTER TABLE {NEW} ADD COLUMN id serial"
         return
     if column.default is None:
-        yield f"CREATE SEQUENCE {_ID}"
-        yield f"ALTER SEQUENCE {_ID} OWNER TO {table.owner}"
-        yield f"ALTER SEQUENCE {_ID} OWNED BY {NEW}.id"
-        yield f"SELECT setval('{_ID}', coalesce(max(id), 0) + 1, false) FROM {NEW}"
-        yield f"ALTER TABLE {NEW} ALTER id SET DEFAULT nextval('{_ID}')"
+        yield f"CREATE SEQUENCE {ID_SEQUENCE}"
+        yield f"ALTER SEQUENCE {ID_SEQUENCE} OWNER TO {table.owner}"
+        yield f"ALTER SEQUENCE {ID_SEQUENCE} OWNED BY {NEW}.id"
+        yield f"SELECT setval('{ID_SEQUENCE}', coalesce(max(id), 0) + 1, false) FROM {NEW}"
+        yield f"ALTER TABLE {NEW} ALTER id SET DEFAULT nextval('{ID_SEQUENCE}')"
     if not has_primary:
         # Without a key, ids may be null or twice there; nothing refers to them.
         yield f"UPDATE {NEW} SET id = DEFAULT"
@@ -281,84 +275,6 @@ def _missing_days(table: Relation | None, want: Table) -> str:
     if table is None or set(want.columns) - set(table.columns):
         return f"DELETE FROM {LEDGER} WHERE stored_job_count > 0 OR date IN (SELECT date FROM {NEW})"
     return f"DELETE FROM {LEDGER} WHERE stored_job_count > 0 AND date NOT IN (SELECT date FROM {NEW})"
-
-
-# ---- the view under the old name ----
-
-
-def _view_columns(
-    old: Relation | None, new: Relation | None, view: Relation | None, ours: set[str]
-) -> list[tuple[str, str]]:
-    """What the view shows: column and name, in the order of the old table, so that positional writers meet theirs."""
-    if old:
-        return [(ASIDE + name if name in ours else name, name) for name in old.columns]
-    if view and (parsed := _parse_view(view)):
-        return [(column, name) for column, name in parsed if new and column in new.columns]
-    if new:
-        return [
-            (name, name.removeprefix(ASIDE) if name.removeprefix(ASIDE) in ours else name)
-            for name in new.columns
-            if name not in ours or name in new.met_columns
-        ]
-    return [(name, name) for name in OLD_COLUMNS]
-
-
-def _parse_view(view: Relation) -> list[tuple[str, str]] | None:
-    """Column and name of each column of the view, if it is one of ours."""
-    match = _VIEW.fullmatch(view.view or "")
-    if match is None:
-        return None
-    items = re.findall(r'("(?:[^"]|"")*"|\w+)(?: AS ("(?:[^"]|"")*"|\w+))?(?:, |$)', match[1])
-    pairs = [(_unquoted(column), _unquoted(name or column)) for column, name in items]
-    return pairs if [name for _, name in pairs] == list(view.columns) else None
-
-
-def _unquoted(name: str) -> str:
-    return name[1:-1].replace('""', '"') if name.startswith('"') else name
-
-
-def is_good_view(view: Relation, table: Relation | None) -> bool:
-    """Whether a view shows the vinted rows of the table, with all that the old table had and the table's defaults."""
-    pairs = _parse_view(view)
-    if pairs is None or table is None or not {(name, name) for name in OLD_COLUMNS} <= set(pairs):
-        return False
-    defaults = _defaults(table)
-    return all(same_default(view.columns[name].default, defaults.get(column)) for column, name in pairs)
-
-
-def _defaults(table: Relation | None) -> dict[str, str]:
-    """The defaults of a view's columns over the table: an identity has none that could be taken over as it is."""
-    columns = dict(table.columns) if table else {}
-    defaults = {
-        name: column.default
-        for name, column in columns.items()
-        if column.default and column.default != "identity" and not column.default.startswith("generated ")
-    }
-    if table and (id_ := columns.get("id")) and id_.default == "identity":
-        return defaults | {"id": f"nextval('{table.owned_sequences[0]}'::regclass)"}
-    return {"id": f"nextval('{_ID}'::regclass)"} | defaults
-
-
-def _create_view(
-    columns: list[tuple[str, str]], table: Relation | None, want: Table, grants: tuple[tuple[str, str], ...]
-) -> Iterator[str]:
-    """The view, with the table's defaults: the application clones it for a new customer as if it were a table."""
-    columns = columns + [(name, name) for name in OLD_COLUMNS if (name, name) not in columns]
-    selected = ", ".join(
-        quoted(column) if column == name else f"{quoted(column)} AS {quoted(name)}" for column, name in columns
-    )
-    yield f"CREATE VIEW {OLD} AS SELECT {selected} FROM {NEW} WHERE marketplace = 'vinted'"
-    defaults = _defaults(table) | {
-        name: column.default for name, column in want.columns.items() if column.default and column.default != "serial"
-    }
-    changes = [f"ALTER {quoted(name)} SET DEFAULT {defaults[column]}" for column, name in columns if column in defaults]
-    yield f"ALTER TABLE {OLD} {', '.join(changes)}"
-    for role, privilege in grants:
-        if privilege in ("SELECT", "INSERT", "UPDATE", "DELETE"):
-            yield f"GRANT {privilege} ON {OLD} TO {role}"
-
-
-# ---- and back ----
 
 
 def downgrade(shape: Shape, archive: bool) -> Iterator[str]:
