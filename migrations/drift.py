@@ -9,13 +9,12 @@ from collections.abc import Iterator
 import click
 
 from migrations.converge import is_key
-from migrations.runner import connect
-from migrations.shape import NEW, OLD, Relation, Shape, plain, read_shapes
+from migrations.shape import NEW, OLD, SESSION, Relation, Shape, plain, read_shapes
 from migrations.states import has_legacy_view
 from migrations.target import HEAD, SHARED_HEAD, Key, Table, same_default
 from migrations.view import ASIDE, is_good_view
 from models import SHARED
-from pipelines.database import connected, conninfo, server_and_database
+from pipelines.database import connected, conninfo, create_engine, server_and_database
 from pipelines.tenants import find_schemas
 
 
@@ -84,7 +83,7 @@ def _compare_keys(table: Relation, expected: Table) -> Iterator[str]:
 @click.command(help=__doc__)
 def main() -> None:
     where = conninfo("MIGRATION_DATABASE_URL")
-    engine = connect(where)
+    engine = create_engine(where, **SESSION)
     count = 0
     with connected(engine, where) as connection:
         click.echo(f"Comparing {server_and_database(connection)}")

@@ -12,7 +12,7 @@ import psycopg
 import sqlalchemy as sa
 
 from migrations.plan import Command, Plans
-from migrations.shape import read_found
+from migrations.shape import SESSION, read_found
 from migrations.tenant import Limits, Outcome, look, migrate
 from pipelines.database import Working, create_engine
 from pipelines.settings import Settings
@@ -39,9 +39,7 @@ def connect(where: str) -> sa.Engine:
         row_security="off",  # A policy that hides rows is an error here: a row that is not seen would be lost.
         idle_session_timeout=0,  # The first connection waits for the others: see make_durable.
         synchronous_commit="off",  # One commit at the end waits for the disk: see make_durable.
-        search_path="pg_catalog",  # So that all names that are read are qualified.
-        quote_all_identifiers="off",  # So that they are all written alike.
-        plan_cache_mode="force_generic_plan",  # The one prepared statement, of the catalog, takes long to plan.
+        **SESSION,
     )
 
 

@@ -2,7 +2,7 @@
 
 Read for many schemas in one query, as a text without the schema's own name: schemas of one text are of one kind, and
 what is right for one of them is right for all. Constraints and indexes are known by what they are; their names are only
-data. The session's search path must be pg_catalog alone, so that every other name is qualified.
+data.
 """
 
 import hashlib
@@ -24,6 +24,13 @@ LEDGER = "marketplace_job_stats_days"
 ARCHIVE = "marketplace_job_stats_archive"
 VERSION = "marketplace_job_stats_version"
 SUMMARY = "marketplace_daily_summary"
+
+SESSION: dict[str, Any] = {
+    "search_path": "pg_catalog",  # So that all names that are read are qualified.
+    "quote_all_identifiers": "off",  # So that they are all written alike.
+    "plan_cache_mode": "force_generic_plan",  # The one prepared statement, of the catalog, takes long to plan.
+}
+"""The settings that a session needs which reads shapes."""
 
 MET = "met before 0001"
 """How a comment begins that remembers what a downgrade has to bring back."""

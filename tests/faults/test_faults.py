@@ -218,12 +218,14 @@ def test_runs_overlap(world: World, count: int) -> None:
             writer.start()
         narrow = DAYS[-3].date.isoformat()
         kinds = ((narrow, LAST, "nightly"), (FIRST, LAST), (FIRST, LAST, "weekly"), (FIRST, LAST))[:count]
-        runs = [Run(world.url, *kind) for kind in kinds]
-        answers = [run.wait() for run in runs]
+        answers: list[object] = []
+        while len(waits) <= 20 and not errors:  # On a quick machine once is not enough for the writers.
+            runs = [Run(world.url, *kind) for kind in kinds]
+            answers += [run.wait() for run in runs]
+            FIGURES["faults: runs overlapped"] += count
         stop.set()
         for writer in writers:
             writer.join()
-        FIGURES["faults: runs overlapped"] += count
         assert errors == []
         assert [answer for answer in answers if answer != {"success": True, "message": ""}] == []
         assert len(waits) > 20

@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from click.testing import CliRunner
 
 from migrations import drift
-from migrations.shape import LEDGER, NEW, Shape, read_shapes
+from migrations.shape import LEDGER, NEW, SESSION, Shape, read_shapes
 from models.stats import StatsBase
 from pipelines.database import create_engine
 from tests.conftest import ROOT, url_of
@@ -22,7 +22,7 @@ SCHEMAS = ("template_tenant", "user_1", "user_2", "user_10")
 
 def shapes(conninfo: str, *schemas: str) -> dict[str, Shape]:
     """What the catalog says of these schemas, by default of those that every database here has."""
-    engine = create_engine(conninfo, search_path="pg_catalog")
+    engine = create_engine(conninfo, **SESSION)
     with engine.connect() as connection:
         found = read_shapes(connection, schemas or SCHEMAS)
     engine.dispose()
