@@ -143,8 +143,15 @@ _CATALOG = """
            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
          GROUP BY relation HAVING NOT bool_or(pid = pg_backend_pid() AND granted)
     ),
+    -- The few relations first: else the planner may read those of all tenants, and leave out most of them at the end.
+    wanted AS MATERIALIZED (
+        SELECT n.nspname, c.oid, c.relname, c.relkind, c.relhassubclass, c.relowner, c.relpersistence, c.relreplident, c.relacl
+          FROM pg_namespace n CROSS JOIN unnest(CAST(:names AS text[])) AS name
+          JOIN pg_class c ON c.relname = name AND c.relnamespace = n.oid
+         WHERE n.nspname = ANY (CAST(:schemas AS text[])) AND c.relkind NOT IN ('i', 'I', 'S')
+    ),
     relations AS (
-    SELECT n.nspname AS schema, c.relname AS name,
+    SELECT c.nspname AS schema, c.relname AS name,
            CASE WHEN EXISTS (SELECT FROM locked WHERE relation = c.oid)
                   OR c.relkind = 'v' AND EXISTS (
                         SELECT FROM pg_rewrite w
@@ -202,9 +209,7 @@ _CATALOG = """
            (SELECT json_agg(p.pubname ORDER BY p.pubname)
               FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = c.oid),
            CASE WHEN c.relkind = 'v' THEN pg_get_viewdef(c.oid) END) END::text AS text
-      FROM pg_namespace n
-      JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = ANY (CAST(:names AS text[]))
-     WHERE n.nspname = ANY (CAST(:schemas AS text[])) AND c.relkind NOT IN ('i', 'I', 'S')
+      FROM wanted c
     ),
     kinds AS (
         SELECT n.nspname AS schema, quote_ident(r.rolname) AS owner,
