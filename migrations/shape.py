@@ -145,7 +145,8 @@ _CATALOG = """
     ),
     -- The few relations first: else the planner may read those of all tenants, and leave out most of them at the end.
     wanted AS MATERIALIZED (
-        SELECT n.nspname, c.oid, c.relname, c.relkind, c.relhassubclass, c.relowner, c.relpersistence, c.relreplident, c.relacl
+        SELECT n.nspname, c.oid, c.relname, c.relkind, c.relhassubclass, c.relowner, c.relpersistence,
+               c.relreplident, c.relacl
           FROM pg_namespace n CROSS JOIN unnest(CAST(:names AS text[])) AS name
           JOIN pg_class c ON c.relname = name AND c.relnamespace = n.oid
          WHERE n.nspname = ANY (CAST(:schemas AS text[])) AND c.relkind NOT IN ('i', 'I', 'S')
