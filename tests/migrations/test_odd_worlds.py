@@ -89,16 +89,15 @@ def test_what_changes_while_the_lock_is_waited_for_is_seen(
 ) -> None:
     """Promise 9: the plan is made for the shape that is read under the lock."""
     old_connection.execute(BOTH)
-    look = tenant.look
+    apply = tenant._apply
     changes = iter([change])
 
-    def then_it_changes(connection: sa.Connection, schemas: Any, role: Any) -> Any:
-        looked = look(connection, schemas, role)
-        if S in schemas and (sql := next(changes, None)):
+    def changed_before(connection: sa.Connection, schema: str, *arguments: Any) -> str:
+        if schema == S and (sql := next(changes, None)):
             old_connection.execute(sql.encode())
-        return looked
+        return apply(connection, schema, *arguments)
 
-    monkeypatch.setattr("migrations.runner.look", then_it_changes)
+    monkeypatch.setattr(tenant, "_apply", changed_before)
     alembic(old_database, "upgrade", "head")
     assert next(changes, None) is None
     found = old_connection.execute(f"SELECT note FROM {S}.{NEW} WHERE total_jobs = 3").fetchall()
