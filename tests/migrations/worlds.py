@@ -285,7 +285,7 @@ def play(conninfo: str, seed: int, releases: Sequence[Migrate]) -> World:
         if world.owner:
             give(world, world.owner)
         try:
-            for _ in range(world.random.randint(1, 3)):
+            for _ in range(world.random.randint(1, 2)):
                 before = {schema: held(world, schema) for schema in TENANTS}
                 readers = {schema: grants(world, schema) for schema in TENANTS}
                 if command := act(world):
