@@ -20,37 +20,41 @@ from pipelines.tenants import quoted
 # What is missing: the schema, the tables, and the sequence that the ids of our table come from, which may be in the
 # template's schema.
 _MISSING = sa.text("""
-    WITH wanted (relation, privileges) AS (
+    WITH names (name, privileges) AS (
         SELECT unnest(:sources), ARRAY['SELECT']
          UNION ALL SELECT unnest(:tables), ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']
+         UNION ALL SELECT :old, '{}'
+    ),
+    -- Each relation is looked up by schema and name. A join would be turned round: the names are those of all tenants.
+    wanted AS MATERIALIZED (
+        SELECT n.oid AS tenant, n.nspname, name, privileges,
+               (SELECT c.oid FROM pg_class c
+                 WHERE c.relnamespace = n.oid AND c.relname = name AND c.relkind IN ('r', 'p', 'v', 'f')) AS oid
+          FROM pg_namespace n CROSS JOIN names
+         WHERE n.nspname = ANY (:schemas)
     ),
     sequences AS MATERIALIZED (
-        SELECT c.relnamespace AS tenant, s.oid, s.relnamespace
-          FROM pg_class c
-          JOIN pg_attrdef d ON d.adrelid = c.oid
+        SELECT wanted.nspname, s.oid, s.relnamespace
+          FROM wanted
+         CROSS JOIN LATERAL (SELECT oid FROM pg_attrdef WHERE adrelid = wanted.oid OFFSET 0) AS d
           JOIN pg_depend p ON p.classid = 'pg_attrdef'::regclass AND p.objid = d.oid
                           AND p.refclassid = 'pg_class'::regclass
           JOIN pg_class s ON s.oid = p.refobjid AND s.relkind = 'S'
-         WHERE c.relname IN (:old, :stats) AND c.relkind = 'r'
+         WHERE name IN (:old, :stats)
     )
     SELECT n.nspname AS schema, format('GRANT USAGE ON SCHEMA %I TO %I', n.nspname, CAST(:role AS text)) AS statement
       FROM pg_namespace n
      WHERE n.nspname = ANY (:schemas) AND NOT has_schema_privilege(:role, n.oid, 'USAGE')
     UNION ALL
-    SELECT n.nspname, format('GRANT %s ON %I.%I TO %I', privilege, n.nspname, c.relname, :role)
-      FROM pg_namespace n
-      JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind IN ('r', 'p', 'v', 'f')
-      JOIN wanted ON wanted.relation = c.relname
-     CROSS JOIN unnest(wanted.privileges) AS privilege
-     WHERE n.nspname = ANY (:schemas) AND NOT has_table_privilege(:role, c.oid, privilege)
+    SELECT nspname, format('GRANT %s ON %I.%I TO %I', privilege, nspname, name, :role)
+      FROM wanted CROSS JOIN unnest(privileges) AS privilege
+     WHERE oid IS NOT NULL AND NOT has_table_privilege(:role, oid, privilege)
     UNION ALL
-    SELECT n.nspname, format('GRANT USAGE ON SCHEMA %s TO %I', s.relnamespace::regnamespace, :role)
-      FROM pg_namespace n JOIN sequences s ON s.tenant = n.oid
-     WHERE n.nspname = ANY (:schemas) AND NOT has_schema_privilege(:role, s.relnamespace, 'USAGE')
+    SELECT nspname, format('GRANT USAGE ON SCHEMA %s TO %I', relnamespace::regnamespace, :role)
+      FROM sequences WHERE NOT has_schema_privilege(:role, relnamespace, 'USAGE')
     UNION ALL
-    SELECT n.nspname, format('GRANT USAGE ON SEQUENCE %s TO %I', s.oid::regclass, :role)
-      FROM pg_namespace n JOIN sequences s ON s.tenant = n.oid
-     WHERE n.nspname = ANY (:schemas) AND NOT has_sequence_privilege(:role, s.oid, 'USAGE')
+    SELECT nspname, format('GRANT USAGE ON SEQUENCE %s TO %I', oid::regclass, :role)
+      FROM sequences WHERE NOT has_sequence_privilege(:role, oid, 'USAGE')
 """).bindparams(
     sa.bindparam("sources", [MarketplaceJob.__tablename__, MarketplaceTask.__tablename__], type_=sa.ARRAY(sa.Text)),
     sa.bindparam("tables", [*HEAD, *SHARED_HEAD], type_=sa.ARRAY(sa.Text)),

@@ -143,16 +143,16 @@ _CATALOG = """
            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
          GROUP BY relation HAVING NOT bool_or(pid = pg_backend_pid() AND granted)
     ),
-    -- The few relations first: else the planner may read those of all tenants, and leave out most of them at the end.
+    -- Each relation is looked up by schema and name. A join would be turned round: the names are those of all tenants.
     wanted AS MATERIALIZED (
-        SELECT n.nspname, c.oid, c.relname, c.relkind, c.relhassubclass, c.relowner, c.relpersistence,
-               c.relreplident, c.relacl
+        SELECT n.nspname,
+               (SELECT c.oid FROM pg_class c
+                 WHERE c.relnamespace = n.oid AND c.relname = name AND c.relkind NOT IN ('i', 'I', 'S')) AS oid
           FROM pg_namespace n CROSS JOIN unnest(CAST(:names AS text[])) AS name
-          JOIN pg_class c ON c.relname = name AND c.relnamespace = n.oid
-         WHERE n.nspname = ANY (CAST(:schemas AS text[])) AND c.relkind NOT IN ('i', 'I', 'S')
+         WHERE n.nspname = ANY (CAST(:schemas AS text[]))
     ),
     relations AS (
-    SELECT c.nspname AS schema, c.relname AS name,
+    SELECT wanted.nspname AS schema, c.relname AS name, c.oid, c.relkind,
            CASE WHEN EXISTS (SELECT FROM locked WHERE relation = c.oid)
                   OR c.relkind = 'v' AND EXISTS (
                         SELECT FROM pg_rewrite w
@@ -210,13 +210,14 @@ _CATALOG = """
            (SELECT json_agg(p.pubname ORDER BY p.pubname)
               FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE r.prrelid = c.oid),
            CASE WHEN c.relkind = 'v' THEN pg_get_viewdef(c.oid) END) END::text AS text
-      FROM wanted c
+      FROM wanted CROSS JOIN LATERAL (SELECT * FROM pg_class WHERE oid = wanted.oid OFFSET 0) AS c
     ),
     kinds AS (
         SELECT n.nspname AS schema, quote_ident(r.rolname) AS owner,
                coalesce(json_agg(replace(text, quote_ident(n.nspname) || '.', '')::json ORDER BY name)
                             FILTER (WHERE name IS NOT NULL), '[]')::text AS text,
-               bool_or(name = CAST(:version AS text)) AS has_version
+               max(relations.oid) FILTER (WHERE name = CAST(:version AS text)) AS version,
+               max(relations.oid) FILTER (WHERE name = CAST(:stats AS text) AND relkind = 'r') AS stats
           FROM pg_namespace n
           JOIN pg_roles r ON r.oid = n.nspowner
           LEFT JOIN relations ON relations.schema = n.nspname
@@ -237,12 +238,11 @@ _FOUND_TEXT = re.sub(
     _CATALOG.format(
         met=MET,
         columns="""encode(sha256(convert_to(owner || text, 'UTF8')), 'hex'),
-           coalesce(has_version, false),
-           coalesce(has_version, false)
-               AND NOT has_table_privilege(format('%%I.%%I', schema, CAST(:version AS text)), 'SELECT'),
+           version IS NOT NULL,
+           version IS NOT NULL AND NOT has_table_privilege(version, 'SELECT'),
            (SELECT substring(pg_get_expr(d.adbin, d.adrelid) FROM '^nextval\\(''(.*)''::regclass\\)$')
               FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-             WHERE a.attrelid = to_regclass(format('%%I.%%I', schema, CAST(:stats AS text))) AND a.attname = 'id'
+             WHERE a.attrelid = stats AND a.attname = 'id'
                AND NOT EXISTS (SELECT FROM locked WHERE relation = a.attrelid))""",
     ),
 )
