@@ -7,6 +7,7 @@ Exit status: 0 all done, 3 some schemas failed or it was interrupted, 1 nothing 
 """
 
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -153,11 +154,18 @@ def _schemas(connection: sa.Connection, only: list[str], database: str) -> list[
 
 
 def _command_name() -> str:
-    """Alembic's command. Raises UsageError if it is none that makes sense here."""
+    """Alembic's command. Raises UsageError if it is none that makes sense here, or if it names no revision."""
     command = getattr(context.config.cmd_opts, "cmd", None)
     name = str(command[0].__name__) if command else "this"
     if name not in ("upgrade", "downgrade", "current"):
         raise UsageError(f"{name} is not for many schemas: use upgrade, downgrade, current, history or heads.")
+    # Schemas that are at the head already would not ask for it.
+    revision = getattr(context.config.cmd_opts, "revision", None)
+    if revision and revision != "base" and not re.search(r"[+-]\d+$", revision):
+        try:
+            context.script.get_revisions(revision)
+        except CommandError as error:
+            raise UsageError(f"{error}: use head, base, +1, -1 or one that `alembic history` shows.") from None
     return name
 
 
@@ -202,9 +210,6 @@ try:
     status = main()
 except UsageError as error:
     print(f"Error: {error.message}", file=sys.stderr)
-    status = 1
-except CommandError as error:  # Of Alembic, for instance a revision that it does not find.
-    print(f"Error: {error}", file=sys.stderr)
     status = 1
 if status:
     sys.exit(status)

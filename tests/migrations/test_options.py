@@ -69,6 +69,7 @@ def test_the_report_tells_all_of_every_schema(
         (("-x", "tenant", "upgrade", "head"), "There is no tenant  in database"),
         (("-x", "report=/tmp", "upgrade", "head"), "-x report=/tmp: it is a folder, or may not be written"),
         (("-x", "archive=yes", "-x", "archive=no", "upgrade", "head"), "-x archive is given twice: yes and no."),
+        (("upgrade", "nope"), "Can't locate revision identified by 'nope': use head, base, +1, -1 or one that"),
         (("stamp", "head"), "stamp is not for many schemas: use upgrade, downgrade, current, history or heads."),
     ],
 )
