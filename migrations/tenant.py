@@ -237,5 +237,5 @@ def _failed(schema: str, shape: Shape | None, error: sa.exc.DBAPIError | psycopg
     if sqlstate == "42501" and shape:
         whose, remedy = _foreign(shape, role)
         message += f"; {whose}"
-    remedy = remedy or "mend what the message says, then run it again"
+    remedy = remedy or "correct what the message says, then run it again"
     return Outcome(schema, "failed", _state(schema, shape), message, sqlstate, remedy)

@@ -328,7 +328,7 @@ def test_a_tenant_that_is_locked_for_a_while_comes_at_the_end(
 def test_a_signal_ends_with_the_summary(
     old_database: str, old_connection: psycopg.Connection[Any], tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Promise 1: what was done is told and reported, what was not is as before; no session, no traceback; status 3."""
+    """Promise 1: what was done is shown and reported, what was not is as before; no session, no traceback; status 3."""
     report = tmp_path / "report.json"
     name = psycopg.conninfo.conninfo_to_dict(old_database)["dbname"]
     with psycopg.connect(old_database) as other:

@@ -267,7 +267,7 @@ def test_what_is_not_certain_is_refused(old_database: str, old_connection: psyco
 def test_an_unknown_revision_on_canonical_tables_is_refused(
     old_database: str, old_connection: psycopg.Connection[Any]
 ) -> None:
-    """Promise 10: it may be a newer release's; the record stays, both remedies are told, and the second one works."""
+    """Promise 10: it may be a newer release's; the record stays, both remedies are shown, and the second one works."""
     alembic(old_database, "upgrade", "head")
     old_connection.execute(f"UPDATE {S}.{VERSION} SET version_num = 'beef'")
     for command in (("upgrade", "head"), ("downgrade", "base")):

@@ -54,17 +54,17 @@ class World:
     random: random.Random
     releases: Sequence[Migrate]
     owner: str | None  # Whom all belongs to, if not to the superuser.
-    told: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
     refused: int = 0
 
     def migrate(self, release: Migrate, *command: str) -> str:
         """What it prints; as the superuser, or as the owner, if there is one."""
         role = self.random.choice(("postgres", self.owner)) if self.owner else "postgres"
-        self.told.append(f"{' '.join(command)} as {role} by {self.releases.index(release)}")
+        self.log.append(f"{' '.join(command)} as {role} by {self.releases.index(release)}")
         return release(self.conninfo.replace("user=postgres", f"user={role}"), *command)
 
     def execute(self, statement: str) -> None:
-        self.told.append(statement)
+        self.log.append(statement)
         self.connection.execute(statement.encode())
 
     def some(self, chance: float) -> bool:
@@ -131,7 +131,7 @@ def make(world: World, schema: str) -> None:
 def theirs(world: World, schema: str, table: str) -> None:
     """Columns of somebody else's, some under our names."""
     for name in ("note", "computed_at", "retry_count", "Odd, name"):
-        # In a table under the new name ours and theirs cannot be told apart but by what is beside them.
+        # In a table under the new name ours and theirs can be distinguished only by what is beside them.
         if world.some(0.3) and not (table == NEW and name in ("computed_at", "retry_count")):
             world.execute(f"""ALTER TABLE {schema}.{table} ADD "{name}" text""")
 
@@ -302,7 +302,7 @@ def play(conninfo: str, seed: int, releases: Sequence[Migrate]) -> World:
                 assert f"0 done, {1 + len(TENANTS)} already there" in output, output
                 assert owners(world) <= {world.owner or "postgres"}
         except Exception as error:
-            raise AssertionError(f"case {seed}: {error}\n" + "\n".join(world.told)) from error
+            raise AssertionError(f"case {seed}: {error}\n" + "\n".join(world.log)) from error
         return world
 
 
