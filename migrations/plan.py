@@ -18,7 +18,7 @@ from migrations.converge import Refusal, owners, plain_table
 from migrations.first import FIRST, REVISION, SHARED_FIRST
 from migrations.grants import new_grants
 from migrations.shape import NEW, OLD, VERSION, Shape
-from migrations.states import has_legacy_view, is_beyond_first, is_ours, state_of
+from migrations.states import has_legacy_view, is_ours, later_parts, state_of
 from migrations.target import HEAD, SHARED_HEAD, Target
 from models import SHARED
 from pipelines.settings import UsageError
@@ -125,7 +125,9 @@ def _make(command: Command, record: Sequence[str], shape: Shape, shared: bool, i
     elif shared and command.shared_owner and shape.owner == command.role != command.shared_owner:
         statements.append(f"ALTER SCHEMA {SHARED} OWNER TO {command.shared_owner}")
 
-    is_clone = current in (None, REVISION) and is_beyond_first(shape, head, first)
+    # A record of 0001 over all that the head has was written by an older release; over a part of it, that is theirs.
+    found = later_parts(shape, head, first)
+    is_clone = any(found) if current is None else current == REVISION and bool(found) and all(found)
     if not goes_up and current is None and not is_clone and (shared or not is_ours(shape, False)):
         return Plan("not migrated", ())
     reached = current

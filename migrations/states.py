@@ -1,5 +1,7 @@
 """The states that a tenant is met in, as the operator's page names them."""
 
+from collections.abc import Iterator
+
 from migrations.converge import Refusal
 from migrations.first import FIRST
 from migrations.shape import ARCHIVE, LEDGER, NEW, OLD, Relation, Shape, plain
@@ -62,23 +64,25 @@ def is_ours(shape: Shape, is_recorded: bool) -> bool:
     )
 
 
-def is_beyond_first(shape: Shape, head: Target, first: Target) -> bool:
-    """Whether a schema has something that only later revisions make, as a clone of a later template has.
+def later_parts(shape: Shape, head: Target, first: Target) -> list[bool]:
+    """For each table, column and key that only later revisions make: whether the schema has it, as it should be.
 
-    Then the later revisions must not run: they would find their tables and columns there.
+    A clone of a later template has them. Then those revisions must not run: they would find their tables and columns.
     """
-    return any(_has_later(shape.table(name), want, first.get(name)) for name, want in head.items())
+    return [
+        is_there for name, want in head.items() for is_there in _later_parts(shape.table(name), want, first.get(name))
+    ]
 
 
-def _has_later(have: Relation | None, want: Table, first: Table | None) -> bool:
-    if have is None or first is None:
-        return have is not None
+def _later_parts(have: Relation | None, want: Table, first: Table | None) -> Iterator[bool]:
+    columns = have.columns if have else {}
     for name, column in want.columns.items():
-        before, now = first.columns.get(name), have.columns.get(name)
-        if now is None or column.default == "serial":
-            continue
-        if before is None or (before.type != column.type and now.type == column.type):
-            return True
-    texts = {plain(key.definition) for key in have.constraints} | {plain(text) for text in have.indexes.values()}
-    of_first = {plain(key.definition) for key in first.keys}
-    return any(plain(key.definition) in texts - of_first for key in want.keys)
+        before, now = first.columns.get(name) if first else None, columns.get(name)
+        if before is None or before.type != column.type:
+            yield now is not None and now.type == column.type
+    texts = {plain(key.definition) for key in have.constraints} if have else set()
+    texts |= {plain(text) for text in have.indexes.values()} if have else set()
+    of_first = {plain(key.definition) for key in first.keys} if first else set()
+    for key in want.keys:
+        if plain(key.definition) not in of_first:
+            yield plain(key.definition) in texts

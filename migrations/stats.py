@@ -304,7 +304,9 @@ def downgrade(shape: Shape, archive: bool) -> Iterator[str]:
         yield f"COMMENT ON COLUMN {NEW}.marketplace IS NULL"
         yield f"DROP INDEX IF EXISTS {INDEX}"
         changes += [f"DROP CONSTRAINT {name}" for name in (UNIQUE, CHECK, LOSSLESS)]
-    kind, name = _met(new, "u", f"constraint {OLD_UNIQUE}").split(" ", 1)
+    kind, _, name = _met(new, "u", f"constraint {OLD_UNIQUE}").partition(" ")
+    if kind not in ("constraint", "index") or not name:  # Somebody else's comment.
+        kind, name = "constraint", OLD_UNIQUE
     if kind == "constraint":
         changes.append(f"ADD CONSTRAINT {quoted(name)} UNIQUE ({', '.join(OLD_KEY)})")
     yield f"ALTER TABLE {NEW} {', '.join(changes)}"
@@ -320,6 +322,10 @@ def downgrade(shape: Shape, archive: bool) -> Iterator[str]:
     yield f"ALTER TABLE {NEW} RENAME CONSTRAINT {NEW}_pkey TO {quoted(primary)}"
     yield f"ALTER TABLE {NEW} RENAME TO {OLD}"
     yield f"DROP TABLE {LEDGER}"
+    view = shape.view(OLD)
+    for role, privilege in view.grants if view else ():  # Given after the table had become a view.
+        if privilege in ("SELECT", "INSERT", "UPDATE", "DELETE"):
+            yield f"GRANT {privilege} ON {OLD} TO {role}"
 
 
 def _met(table: Relation, kind: str, default: str) -> str:
