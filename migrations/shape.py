@@ -161,7 +161,8 @@ _CATALOG = """
                          WHERE w.ev_class = c.oid AND o.refclassid = 'pg_class'::regclass)
            THEN json_build_array(c.relname, 'locked')
            ELSE json_build_array(c.relname,
-           CASE WHEN c.relhassubclass AND c.relkind = 'r' THEN 'h' ELSE c.relkind::text END,
+           CASE WHEN c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) THEN 'h'
+                ELSE c.relkind::text END,
            (SELECT quote_ident(rolname) FROM pg_roles WHERE oid = c.relowner),
            c.relpersistence = 'p',
            CASE WHEN c.relreplident = 'i'
@@ -282,7 +283,8 @@ def read_found(connection: sa.Connection, schemas: Sequence[str], sequences: boo
             lagging = (
                 f"CASE WHEN has_sequence_privilege('{sequence}', 'USAGE') "
                 f"AND (SELECT max(id) FROM {quoted(schema)}.{NEW}) "
-                f"> coalesce(pg_sequence_last_value('{sequence}'::regclass), 0) THEN '{sequence}' END"
+                f"> coalesce(pg_sequence_last_value('{sequence}'::regclass), (SELECT seqstart - seqincrement "
+                f"FROM pg_sequence WHERE seqrelid = '{sequence}'::regclass)) THEN '{sequence}' END"
             )
         if (record, lagging) != ("NULL", "NULL"):
             selects.append(f"SELECT {sql.Literal(schema).as_string()}, {record}::text[], {lagging}::text")

@@ -7,8 +7,10 @@ import pytest
 import sqlalchemy as sa
 
 from migrations import tenant
+from migrations.first import UNIQUE
 from migrations.shape import ARCHIVE, LEDGER, NEW, OLD
 from tests import application
+from tests.conftest import RUN_ROLE
 from tests.migrations.common import SCHEMAS, alembic, drift_of, shapes
 from tests.migrations.conftest import OLD_ROW
 from tests.migrations.test_states import NEW_TABLE, S, rows
@@ -228,6 +230,17 @@ def test_both_tables_without_the_view(old_database: str, old_connection: psycopg
     old_connection.execute(BOTH)
     alembic(old_database, "-x", "legacy_view=no", "upgrade", "head")
     assert rows(old_connection, f"{S}.{NEW}") == [(1, "vinted", "2025-06-01", 3)]
+
+
+def test_rights_given_on_the_view_come_back(old_database: str, old_connection: psycopg.Connection[Any]) -> None:
+    """Promise 7: with the table; and a comment of somebody else's that looks like ours is no obstacle."""
+    alembic(old_database, "upgrade", "head")
+    old_connection.execute(f"""
+        GRANT SELECT ON {S}.{OLD} TO {RUN_ROLE};
+        COMMENT ON CONSTRAINT {UNIQUE} ON {S}.{NEW} IS 'met before 0001: foo'""")
+    alembic(old_database, "downgrade", "base")
+    query = f"SELECT has_table_privilege('{RUN_ROLE}', '{S}.{OLD}', 'SELECT')"
+    assert old_connection.execute(query).fetchall() == [(True,)]
 
 
 # ---- durable, and replicated ----

@@ -216,6 +216,20 @@ def test_a_column_of_theirs_under_the_name_of_a_later_one(
     assert old_connection.execute(f"SELECT {COLUMN}, computed_at FROM {S}.{OLD}").fetchall() == [(9, "theirs")]
 
 
+def test_a_column_of_theirs_in_the_new_table_under_the_name_of_a_later_one(
+    old_database: str, old_connection: psycopg.Connection[Any], releases: list[Release]
+) -> None:
+    """It is not taken for ours: the tenant fails by name, as it was, and the others go on."""
+    releases[0].alembic(old_database, "upgrade head")
+    old_connection.execute(f"ALTER TABLE {S}.{NEW} ADD {COLUMN} numeric(6, 2) DEFAULT 1.5")
+    old_connection.execute(f"CREATE INDEX byday ON user_10.{NEW} (date)")
+    output = releases[2].alembic(old_database, "upgrade head", status=3)
+    assert "4 schemas: 3 done, 0 already there, 0 skipped, 1 failed" in output
+    assert "a revision adds it, and it is there already: if it is yours, rename it" in output
+    assert str(old_connection.execute(f"SELECT {COLUMN} FROM {S}.{NEW}").fetchall()) == "[(Decimal('1.50'),)]"
+    assert old_connection.execute(f"SELECT {COLUMN} FROM user_10.{NEW}").fetchall() == [(3,)]
+
+
 def test_a_revision_that_leaves_its_transaction_is_refused(
     old_database: str, old_connection: psycopg.Connection[Any], releases: list[Release], tmp_path: Path
 ) -> None:
