@@ -18,7 +18,7 @@ FILLED = {
     "total_jobs": "0",
     "success_count": "0",
     "failure_count": "0",
-    "created_at": "date",
+    "created_at": "date::timestamp AT TIME ZONE 'UTC'",
     "marketplace": "'vinted'",
 }
 
@@ -40,25 +40,29 @@ def added_columns(table: Relation, wanted: Mapping[str, Column]) -> Iterator[str
             yield f"ADD COLUMN {name} {definition(column)}"
 
 
-def changed_columns(table: Relation, wanted: Mapping[str, Column], name: str) -> Iterator[str]:
-    """Types, nulls and defaults of the columns that are there. Raises Refusal for a type that is too far away."""
+def changed_columns(table: Relation, wanted: Mapping[str, Column], name: str, is_spelled: bool = True) -> Iterator[str]:
+    """Types, nulls and defaults of the columns that are there. Raises Refusal for a type that is too far away.
+
+    Values change with the type of their column, even if it stays the same: no trigger sees that, and no rule.
+    """
     changes = []
     for column, want in wanted.items():
         have = table.columns.get(column)
-        if have is None or want.default == "serial":
+        if have is None:
+            continue
+        value = converted(table, column, want, is_spelled)
+        if want.default == "serial":
             continue
         default = have.default
         if default and default.startswith("generated "):
             yield f"ALTER TABLE {name} ALTER {column} DROP EXPRESSION"
             default = None
-        if have.type != want.type:
-            if default:  # It may not be of a type that follows.
-                yield f"ALTER TABLE {name} ALTER {column} DROP DEFAULT"
-                default = None
-            changes.append(f"ALTER {column} TYPE {want.type}{_using(table.name, column, have.type, want.type)}")
+        if have.type != want.type and default:  # It may not be of a type that follows.
+            yield f"ALTER TABLE {name} ALTER {column} DROP DEFAULT"
+            default = None
+        if have.type != want.type or value != column:
+            changes.append(f"ALTER {column} TYPE {want.type} USING {value}")
         if want.not_null and not have.not_null:
-            if column in FILLED:
-                yield f"UPDATE {name} SET {column} = {FILLED[column]} WHERE {column} IS NULL"
             changes.append(f"ALTER {column} SET NOT NULL")
         if have.not_null and not want.not_null:
             changes.append(f"ALTER {column} DROP NOT NULL")
@@ -71,19 +75,32 @@ def changed_columns(table: Relation, wanted: Mapping[str, Column], name: str) ->
         yield f"ALTER TABLE {name} {', '.join(changes)}"
 
 
-def _using(table: str, column: str, have: str, want: str) -> str:
-    """How a column of another type is converted; a value that does not fit makes the statement fail. Raises Refusal."""
-    if want in (INTEGER, BIGINT) and (have in _NUMBERS or have.startswith("numeric")):
-        return f" USING round({column}::numeric)::{want}"
-    if want == "double precision" and (have in _NUMBERS or have.startswith("numeric")):
-        return f" USING {column}::{want}"
-    if want == TIMESTAMP and have == "timestamp without time zone":
-        return f" USING {column} AT TIME ZONE 'UTC'"
-    if want == MARKETPLACE and (have == "text" or have.startswith("character")):
-        return ""  # Without USING a value that is too long is refused, with it, it would be cut off.
-    if want == "text" and have.startswith("character"):
-        return ""
-    raise Refusal(f"column {column} of {table} is of type {have}: change it to {want}")
+def converted(table: Relation, column: str, want: Column, is_spelled: bool = True) -> str:
+    """The value of one of our columns that is there, as it should be; one that does not fit makes its statement fail.
+
+    `is_spelled`: marketplaces are spelled right; what is none then is refused by the check constraint. Raises Refusal.
+    """
+    have = table.columns[column]
+    value = column
+    is_number = have.type in _NUMBERS or have.type.startswith("numeric")
+    if want.default == "serial":
+        if have.type not in ("smallint", INTEGER, BIGINT):
+            raise Refusal(f"column {column} of {table.name} is of type {have.type}: change it to {want.type}")
+    elif have.type == want.type:
+        pass
+    elif want.type in (INTEGER, BIGINT) and is_number:
+        value = f"round({column}::numeric)::{want.type}"
+    elif want.type == "double precision" and is_number:
+        value = f"{column}::{want.type}"
+    elif want.type == TIMESTAMP and have.type == "timestamp without time zone":
+        value = f"{column} AT TIME ZONE 'UTC'"
+    elif not (want.type in (MARKETPLACE, "text") and (have.type == "text" or have.type.startswith("character"))):
+        raise Refusal(f"column {column} of {table.name} is of type {have.type}: change it to {want.type}")
+    if column == "marketplace" and not is_spelled:
+        value = f"lower(btrim({column}::text))"
+    if want.not_null and not have.not_null and column in FILLED:
+        value = f"coalesce({value}, {FILLED[column]})"
+    return value
 
 
 def is_key(have: Constraint, want: Key) -> bool:
@@ -180,9 +197,10 @@ def owners(shape: Shape, owner: str, role: str, statements: Sequence[str]) -> It
     """Everything of ours belongs to whom the stats belong to, so that the owner can run the next migration."""
     text = "\n".join(statements)
     made = re.findall(r"^\s*CREATE (?:TABLE|VIEW) (\w+)", text, re.MULTILINE)
-    gone = re.findall(r"^\s*DROP TABLE (\w+)", text, re.MULTILINE)
+    gone = re.findall(r"^\s*DROP (?:TABLE|VIEW) (?:IF EXISTS )?(\w+)", text, re.MULTILINE)
+    gone += [name for name in (OLD, NEW) if shape.table(name)]  # It is the one that is looked at, or goes.
     for name, relation in shape.relations.items():
-        if name not in (OLD, NEW, *made, *gone) and relation.owner != owner:
+        if name not in (*made, *gone) and relation.owner != owner:
             yield f"ALTER TABLE {name} OWNER TO {owner}"
     if owner != role:
         for name in made:

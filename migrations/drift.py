@@ -12,7 +12,7 @@ from migrations.converge import is_key
 from migrations.shape import NEW, OLD, SESSION, Relation, Shape, plain, read_shapes
 from migrations.states import has_legacy_view
 from migrations.target import HEAD, SHARED_HEAD, Key, Table, same_default
-from migrations.view import ASIDE, is_good_view
+from migrations.view import defaults, is_good_view, view_columns
 from models import SHARED
 from pipelines.database import connected, conninfo, create_engine, server_and_database
 from pipelines.tenants import find_schemas
@@ -32,10 +32,15 @@ def differences(shape: Shape, shared: bool = False) -> Iterator[str]:
     view = shape.view(OLD)
     if shape.table(OLD):
         yield f"{OLD} is a table"
-    elif view and not is_good_view(view, shape.table(NEW)):
+    elif view and not _is_right(view, shape.table(NEW)):
         yield f"the view {OLD} selects something else, or lacks a default"
     elif not view and has_legacy_view(shape):
         yield f"the view {OLD} is missing, or the default of {NEW}.marketplace should go with it"
+
+
+def _is_right(view: Relation, table: Relation | None) -> bool:
+    shown = view_columns(None, table, view, set(), set())
+    return is_good_view(view, shown, defaults(table, HEAD[NEW].columns, view))
 
 
 def _compare(table: Relation, expected: Table, legacy_view: bool) -> Iterator[str]:
@@ -48,7 +53,7 @@ def _compare(table: Relation, expected: Table, legacy_view: bool) -> Iterator[st
         if have is None:
             yield f"{table.name}.{name} is missing"
         elif want is None:
-            if not name.startswith(ASIDE):
+            if name not in table.met_columns:
                 yield f"{table.name}.{name} is not in the models"
         else:
             if have.type != want.type and not (want.default == "serial" and have.type in ("smallint", "bigint")):

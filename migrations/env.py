@@ -20,7 +20,7 @@ from alembic.util import CommandError
 from migrations import summary
 from migrations.grants import missing_shared_grants, run_role
 from migrations.plan import Command
-from migrations.runner import Migration, connect, read_records
+from migrations.runner import Migration, connect, read_record, read_records
 from migrations.shape import read_shape
 from migrations.states import has_legacy_view
 from migrations.tenant import Outcome
@@ -119,16 +119,14 @@ def _of_database(command: Command, engine: sa.Engine, connection: sa.Connection,
         owner = None
         if role.rolsuper:
             owner = read_shape(connection, schemas[0])[1].owner
-    records = read_records(engine, [TEMPLATE_SCHEMA, SHARED])
-    newer = next(
-        (revision for record in records.values() for revision in record if revision not in command.revisions), None
-    )
+    records = [*read_record(engine, TEMPLATE_SCHEMA), *read_record(engine, SHARED)]
+    newer = next((revision for revision in records if revision not in command.revisions), None)
     return replace(command, role=role.quote_ident, shared_owner=owner, newer=newer)
 
 
 def _template_has_view(engine: sa.Engine) -> bool:
     """Whether the template, migrated, has the view under the old name. One that is not migrated says nothing."""
-    if not read_records(engine, [TEMPLATE_SCHEMA])[TEMPLATE_SCHEMA]:
+    if not read_record(engine, TEMPLATE_SCHEMA):
         return True
     with engine.connect() as connection, connection.begin():
         return has_legacy_view(read_shape(connection, TEMPLATE_SCHEMA)[1]) is not False

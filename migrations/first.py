@@ -2,6 +2,9 @@
 
 It must not follow the models: a later revision would find its column there already. It is used by 0001 alone, and to
 repair a tenant that is recorded at 0001 before later revisions run.
+
+Names are compared as texts, here and wherever rows are chosen: an owner's operator for the very type of a column would
+be preferred to PostgreSQL's own, for any text, and run with the rights of whoever writes.
 """
 
 from migrations.shape import LEDGER, NEW, SUMMARY, Column
@@ -100,12 +103,12 @@ STATS = Table(
     OLD_COLUMNS | ADDED_COLUMNS,
     (
         _primary_key(NEW, "id"),
-        Key("c", CHECK, ("marketplace",), "CHECK (marketplace IN ('vinted', 'ebay', 'etsy'))"),
+        Key("c", CHECK, ("marketplace",), "CHECK (marketplace::text IN ('vinted', 'ebay', 'etsy'))"),
         Key("u", UNIQUE, NEW_KEY, f"UNIQUE ({', '.join(NEW_KEY)})"),
         Key("x", INDEX, ("marketplace", "created_at"), "btree (marketplace, created_at)"),
     ),
 )
-_OUTCOME = Key("c", f"ck_{LEDGER}_outcome", ("outcome",), "CHECK (outcome IN ('computed', 'held_back'))")
+_OUTCOME = Key("c", f"ck_{LEDGER}_outcome", ("outcome",), "CHECK (outcome::text IN ('computed', 'held_back'))")
 FIRST: Target = {NEW: STATS, LEDGER: Table(LEDGER, LEDGER_COLUMNS, (_primary_key(LEDGER, "date"), _OUTCOME))}
 SHARED_FIRST: Target = {
     SUMMARY: Table(SUMMARY, SUMMARY_COLUMNS, (_primary_key(SUMMARY, "date", "marketplace", "action_code"),))

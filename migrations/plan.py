@@ -13,13 +13,13 @@ from typing import Any
 from alembic import context
 from alembic.util import CommandError
 
-from migrations import stats
+from migrations import stats, view
 from migrations.converge import Refusal, owners, plain_table
 from migrations.first import FIRST, REVISION, SHARED_FIRST
 from migrations.grants import new_grants
 from migrations.shape import NEW, OLD, VERSION, Shape
-from migrations.states import has_legacy_view, is_ours, later_parts, state_of
-from migrations.target import HEAD, SHARED_HEAD, Target
+from migrations.states import has_all_later_parts, has_legacy_view, is_later_clone, is_ours, state_of
+from migrations.target import HEAD, SHARED_HEAD, Target, common
 from models import SHARED
 from pipelines.settings import UsageError
 
@@ -31,6 +31,7 @@ class Plan:
     state: str
     statements: tuple[str, ...]
     locks: tuple[str, ...] = ()  # The relations to lock first.
+    is_repair: bool = False  # The way back comes afterwards, and is planned for what is there then.
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,10 @@ def _make(command: Command, record: Sequence[str], shape: Shape, shared: bool, i
     head, first = (SHARED_HEAD, SHARED_FIRST) if shared else (HEAD, FIRST)
     state = ("canonical" if shape.owner else "missing") if shared else state_of(shape)
     goes_up = command.name == "upgrade"
-    view = command.legacy_view
-    if view is None and (current is not None or not goes_up):
-        view = has_legacy_view(shape)
-    given = Given(shape, command.template_has_view if view is None else view, command.archive, current)
+    has_view = command.legacy_view
+    if has_view is None and (current is not None or not goes_up):
+        has_view = has_legacy_view(shape)
+    given = Given(shape, command.template_has_view if has_view is None else has_view, command.archive, current)
 
     statements: list[str] = []
     if not shape.owner:
@@ -126,8 +127,11 @@ def _make(command: Command, record: Sequence[str], shape: Shape, shared: bool, i
         statements.append(f"ALTER SCHEMA {SHARED} OWNER TO {command.shared_owner}")
 
     # A record of 0001 over all that the head has was written by an older release; over a part of it, that is theirs.
-    found = later_parts(shape, head, first)
-    is_clone = any(found) if current is None else current == REVISION and bool(found) and all(found)
+    is_clone = (
+        is_later_clone(shape, head, first)
+        if current is None
+        else current == REVISION and has_all_later_parts(shape, head, first)
+    )
     if not goes_up and current is None and not is_clone and (shared or not is_ours(shape, False)):
         return Plan("not migrated", ())
     reached = current
@@ -137,13 +141,16 @@ def _make(command: Command, record: Sequence[str], shape: Shape, shared: bool, i
         if current != command.head:
             statements += _record(command.head, VERSION in shape.relations)
             reached = command.head
-    elif current == REVISION:
-        statements += converge(given, first, shared)
-    if not is_done and (not goes_up or reached != command.head):
+    elif current is not None:
+        # Of a revision between, only what it shares with the first and the last is known.
+        statements += converge(given, first if current == REVISION else common(first, head), shared)
+    # The way back to the old table follows what is there, so a repair has a transaction of its own.
+    is_repair = not goes_up and bool(statements)
+    if not (is_done or is_repair) and (not goes_up or reached != command.head):
         if VERSION in shape.relations and reached is None:
             statements.append(f"DROP TABLE {VERSION}")  # It is empty, and Alembic makes it.
         rendered, reached = _render(reached, shared, given)
-        statements += rendered
+        statements = view.made_last([*statements, *rendered], shape.view(OLD))
     if state == "renamed" and all(VERSION in text for text in statements):
         state = "canonical"
     elif current not in (None, command.head):
@@ -153,9 +160,11 @@ def _make(command: Command, record: Sequence[str], shape: Shape, shared: bool, i
     statements += owners(shape, owner, command.role, statements)
     if statements and command.run_role and reached == command.head:
         statements += new_grants(list(head), statements, command.run_role)
-    # The old name first: it may be the view, which its readers lock before the table behind it.
-    locks = dict.fromkeys(name for name in (OLD, NEW, *sorted(shape.relations)) if name in shape.relations)
-    return Plan(state, tuple(statements), tuple(locks))
+    # The old name first: it may be the view, which its readers lock before the table behind it. A view of somebody
+    # else's could not be locked: PostgreSQL asks whether its owner may lock the table.
+    names = [name for name in (OLD, NEW, *sorted(shape.relations)) if name in shape.relations]
+    locks = dict.fromkeys(name for name in names if name != OLD or shape.relations[name].owner == owner)
+    return Plan(state, tuple(statements), tuple(locks), is_repair)
 
 
 def converge(given: Given, target: Target, shared: bool) -> Iterator[str]:
@@ -193,7 +202,8 @@ class _Statements:
         if text.startswith("-- "):
             self._comment = text + "\n"
         else:
-            self.texts.append(self._comment + text)
+            # Compared as texts, as everything here: see `migrations.first`.
+            self.texts.append(self._comment + text.replace(f"{VERSION}.version_num =", "version_num::text ="))
             self._comment = ""
 
     def flush(self) -> None:

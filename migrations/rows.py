@@ -6,9 +6,11 @@ take part are counted and hashed before the move and after it, under the lock, a
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from migrations.converge import FILLED, Refusal, logged
+from psycopg import sql
+
+from migrations.converge import FILLED, Refusal, converted, logged
 from migrations.first import NEW_KEY
-from migrations.shape import ARCHIVE, NEW, OLD, Relation
+from migrations.shape import ARCHIVE, NEW, OLD, Column, Relation, last_id
 from pipelines.tenants import quoted
 
 _ARCHIVE_COLUMNS = {"reason": "text NOT NULL", "archived_at": "timestamp with time zone NOT NULL DEFAULT now()"}
@@ -20,28 +22,53 @@ def counted(
 ) -> Iterator[str]:
     """The moves, between a count of the rows of the tables `before`, by what is selected of each, and `after` them."""
     selects = [f"SELECT {selected} FROM {table}" for table, selected in before.items()]
-    yield f"SELECT set_config('{_SETTING}', ({_count(selects)}), true)"
+    yield "SET CONSTRAINTS ALL IMMEDIATE"  # A trigger that waits for the end would be in the way of ALTER TABLE.
+    yield f"SELECT pg_catalog.set_config('{_SETTING}', ({_count(selects)}), true)"
     yield from moves
-    count = _count([f"SELECT {', '.join(columns)} FROM {table}" for table in after])
-    yield (
-        f"DO $proof$ BEGIN IF current_setting('{_SETTING}') IS DISTINCT FROM ({count}) THEN "
+    count = _count([f"SELECT {', '.join(filled(columns))} FROM {table}" for table in after])
+    proof = (
+        f"BEGIN IF pg_catalog.current_setting('{_SETTING}') IS DISTINCT FROM ({count}) THEN "
         f"RAISE EXCEPTION 'rows would be lost or changed on their way to {' and '.join(after)}' "
-        "USING ERRCODE = 'P0004'; END IF; END $proof$"
+        "USING ERRCODE = 'P0004'; END IF; END"
     )
+    yield f"DO {sql.Literal(proof).as_string()}"
 
 
 def _count(selects: Sequence[str]) -> str:
     rows = " UNION ALL ".join(selects)
-    return f"SELECT concat(count(*), ' ', sum(hashtextextended(moved::text, 0::bigint))) FROM ({rows}) AS moved"
+    total = "sum(pg_catalog.hashtextextended(moved::text, 0::bigint))"
+    return f"SELECT pg_catalog.concat(count(*), ' ', {total}) FROM ({rows}) AS moved"
 
 
-def merge(old: Relation, columns: Mapping[str, str]) -> tuple[str, list[str]]:
+def filled(columns: Sequence[str]) -> list[str]:
+    """The columns, quoted ones, with what must not be null in the stats filled."""
+    names = {quoted(name): f"coalesce({name}, {value})" for name, value in FILLED.items()}
+    return [names.get(column, column) for column in columns]
+
+
+def catch_up(sequence: str, table: str) -> Iterator[str]:
+    """A sequence, by its name as a literal, that is behind the ids of a table is set to the largest.
+
+    One at a time, as most tenants share the template's: it must not be set back by who has looked before.
+    """
+    yield f"SELECT pg_catalog.pg_advisory_xact_lock({sequence}::pg_catalog.regclass::oid::bigint)"
+    yield (
+        f"SELECT pg_catalog.setval({sequence}::pg_catalog.regclass, max(id)::bigint) FROM {table} "
+        f"HAVING max(id)::bigint OPERATOR(pg_catalog.>) {last_id(sequence)}"
+    )
+
+
+def merge(old: Relation, target: Mapping[str, Column], columns: Mapping[str, str]) -> tuple[str, list[str]]:
     """What is selected of the old table for the columns, by name and type, of the new one; and the statements.
 
-    The ids are new ones.
+    The ids are new ones. Raises Refusal for a type that is too far away.
     """
     selected = ", ".join(
-        quoted(name) if name in old.columns else f"CAST({FILLED.get(name, 'NULL')} AS {type_})"
+        f"CAST({FILLED.get(name, 'NULL')} AS {type_})"
+        if name not in old.columns
+        else converted(old, name, target[name], is_spelled=False)
+        if name in target
+        else quoted(name)
         for name, type_ in columns.items()
     )
     names = ", ".join(map(quoted, columns))
@@ -92,21 +119,12 @@ def put_away(columns: Sequence[str]) -> str:
     """The rows that have no place in the old table go to the archive."""
     names = ", ".join(columns)
     return f"""
-        WITH moved AS (DELETE FROM {NEW} WHERE marketplace <> 'vinted' RETURNING *)
+        WITH moved AS (DELETE FROM {NEW} WHERE marketplace::text <> 'vinted' RETURNING *)
         INSERT INTO {ARCHIVE} ({names}, reason) SELECT {names}, 'downgrade' FROM moved"""
-
-
-def filled_archive(columns: Sequence[str]) -> str:
-    """What must not be null in the stats is filled first, so that the rows are the same before and after."""
-    filled = {name: value for name, value in FILLED.items() if name in columns}
-    changes = ", ".join(f"{name} = coalesce({name}, {value})" for name, value in filled.items())
-    nulls = " OR ".join(f"{name} IS NULL" for name in filled)
-    return f"UPDATE {ARCHIVE} SET {changes} WHERE reason = 'downgrade' AND ({nulls})"
 
 
 def take_back(columns: Sequence[str]) -> str:
     """The rows that a downgrade put away come back. There is no unique key then: see `archive_losers`."""
-    names = ", ".join(columns)
     return f"""
         WITH back AS (DELETE FROM {ARCHIVE} WHERE reason = 'downgrade' RETURNING *)
-        INSERT INTO {NEW} ({names}) SELECT {names} FROM back"""
+        INSERT INTO {NEW} ({", ".join(columns)}) SELECT {", ".join(filled(columns))} FROM back"""

@@ -12,10 +12,10 @@ import psycopg
 import sqlalchemy as sa
 
 from migrations.plan import Command, Plans
-from migrations.shape import SESSION, read_found
+from migrations.shape import SESSION, VERSION, read_found
 from migrations.tenant import Limits, Outcome, look, migrate
 from pipelines.database import Working, create_engine
-from pipelines.settings import Settings
+from pipelines.settings import Settings, UsageError
 
 BATCH = 50
 """How many schemas are looked at in one query, and given to a worker at once."""
@@ -23,8 +23,9 @@ BATCH = 50
 TRIES_MS = (50, 100, 200, 400, 500)
 """How long a lock is waited for, in each round; whoever comes after it waits as well."""
 
-_MOST_STEPS = 3
-"""How often a schema is changed at most until it is as it should be: by revisions, then by what is still missing."""
+_MOST_STEPS = 4
+"""How often a schema is changed at most until it is as it should be: repaired, by revisions, and by what is still
+missing; and looked at."""
 
 
 def connect(where: str) -> sa.Engine:
@@ -128,6 +129,7 @@ class Migration:
         """Each schema of the batch, until it is as it should be, or has failed."""
         ended: dict[str, Outcome] = {}
         done: dict[str, Outcome] = {}
+        repaired: dict[str, Outcome] = {}
         todo = list(schemas)
         try:
             with self._engine.connect() as connection, self._working.on(connection):
@@ -135,10 +137,12 @@ class Migration:
                     for outcome in self._step(connection, todo, limits, set(done)):
                         if outcome.status == "done" and not outcome.statements:
                             done.setdefault(outcome.schema, outcome)
+                        elif outcome.status == "repaired":
+                            repaired[outcome.schema] = outcome
                         else:
                             before = done.get(outcome.schema) if outcome.status == "already there" else None
                             ended[outcome.schema] = before or outcome
-                    todo = [schema for schema in todo if schema in done and schema not in ended]
+                    todo = [schema for schema in todo if schema in done | repaired and schema not in ended]
         except sa.exc.OperationalError as error:
             reason = str(error.orig).strip().splitlines()[0]
             ended |= {
@@ -150,7 +154,7 @@ class Migration:
         remedy = "compare it with `python -m migrations.drift`"
         for schema in [] if self.is_interrupted() else todo:
             error_ = "it is not what the models say, whatever is done"
-            ended[schema] = Outcome(schema, "failed", done[schema].state, error_, remedy=remedy)
+            ended[schema] = Outcome(schema, "failed", (done | repaired)[schema].state, error_, remedy=remedy)
         return [*ended.values(), *(outcome for schema, outcome in done.items() if schema not in ended)]
 
     def _step(
@@ -173,11 +177,22 @@ class Migration:
                 yield outcome
 
 
-def read_records(engine: sa.Engine, schemas: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The version record of each schema; an empty one if there is none."""
-    found: dict[str, tuple[str, ...]] = dict.fromkeys(schemas, ())
+def read_records(engine: sa.Engine, schemas: Sequence[str]) -> dict[str, tuple[str, ...] | None]:
+    """The version record of each schema; an empty one if there is none, None if another session keeps it locked."""
+    found: dict[str, tuple[str, ...] | None] = dict.fromkeys(schemas, ())
     for start in range(0, len(schemas), 100):
         with engine.begin() as connection:
-            batch = read_found(connection, schemas[start : start + 100])
-            found |= {schema: each.record or () for schema, each in batch.items()}
+            batch = read_found(connection, schemas[start : start + 100], sequences=False)
+            found |= {schema: None if each.is_locked else each.record or () for schema, each in batch.items()}
     return found
+
+
+def read_record(engine: sa.Engine, schema: str) -> tuple[str, ...]:
+    """The version record of one schema, whose lock is waited for. Raises UsageError if it cannot be had."""
+    patience_s = Settings.from_env().lock_timeout_ms / 1000
+    started = time.monotonic()
+    while (record := read_records(engine, [schema])[schema]) is None:
+        if time.monotonic() - started > patience_s:
+            raise UsageError(f"{schema}.{VERSION} is locked by another session: end it, or wait, then repeat.")
+        time.sleep(0.1)
+    return record

@@ -5,8 +5,11 @@ archive. No column of theirs is lost either: one that has the name of one of our
 keeps its own in the view under the table's old name.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from dataclasses import replace
+
+from psycopg import sql
 
 from migrations import rows
 from migrations.converge import (
@@ -35,7 +38,16 @@ from migrations.first import (
 )
 from migrations.shape import ARCHIVE, LEDGER, MET, NEW, OLD, Column, Relation, Shape
 from migrations.target import HEAD, Table, Target
-from migrations.view import ASIDE, ID_SEQUENCE, create_view, is_good_view, view_columns
+from migrations.view import (
+    ASIDE,
+    ID_SEQUENCE,
+    create_view,
+    defaults,
+    granted,
+    is_disturbed_by,
+    is_good_view,
+    view_columns,
+)
 from pipelines.tenants import quoted
 
 
@@ -50,18 +62,22 @@ def upgrade(shape: Shape, target: Target, legacy_view: bool, is_ours: bool, from
     `is_ours`: the new table's columns with the names of ours are ours. `from_base`: rows that a downgrade put away come
     back.
     """
-    old, new, view = shape.table(OLD), shape.table(NEW), shape.view(OLD)
-    ours = _our_names(target)
-    if shape.view(NEW):
+    old, new, view, forerunner = shape.table(OLD), shape.table(NEW), shape.view(OLD), shape.view(NEW)
+    theirs = _our_names(target) - {"marketplace"}
+    if forerunner:
         yield f"DROP VIEW {NEW}"
     met: tuple[str, ...] = ("marketplace",) if old and "marketplace" in old.columns else ()
-    shown = view_columns(old, new, view, ours - set(met))
+    aside: set[str] = set()
+    former = old
     if old:
-        yield from _set_aside(old, ours - {"marketplace"})
-        old = _with_set_aside(old, ours - {"marketplace"})
+        aside |= theirs & set(old.columns)
+        yield from _set_aside(old, theirs)
+        old = _with_set_aside(old, theirs)
     if new and not is_ours:
-        yield from _set_aside(new, ours - {"marketplace"})
-        new = _with_set_aside(new, ours - {"marketplace"})
+        aside |= theirs & set(new.columns)
+        yield from _set_aside(new, theirs)
+        new = _with_set_aside(new, theirs)
+    shown = view_columns(former, new, view, _our_names(target) - set(met), aside)
 
     # Whether the table changes is known only when its statements are made, and the view has to go before them.
     table = new or old
@@ -74,16 +90,23 @@ def upgrade(shape: Shape, target: Target, legacy_view: bool, is_ours: bool, from
         if archived and from_base:
             unique = next(key for key in target[NEW].keys if key.name == UNIQUE)
             changes.append(f"ALTER TABLE {NEW} DROP CONSTRAINT {UNIQUE}")
-            changes += _moves(shape, target, replace(archived, columns={}), None, True)
+            changes += _moves(shape, target, replace(archived, columns={}, comments={}), None, True)
             changes.append(f"ALTER TABLE {NEW} ADD CONSTRAINT {UNIQUE} {unique.definition}")
     else:
         changes += _converge(shape, target, table, old if new else None, legacy_view, from_base)
     changes += _remember(old, met)
-    keep_view = view is not None and legacy_view and not changes and is_good_view(view, table)
+    wanted = defaults(table, target[NEW].columns, view)
+    keep_view = (
+        view is not None
+        and legacy_view
+        and is_good_view(view, shown, wanted)
+        and not (aside or is_disturbed_by(changes))
+    )
     if view and not keep_view:
-        yield f"DROP VIEW {OLD}"  # Types cannot be changed under a view.
+        yield f"DROP VIEW {OLD}"
     if old and not new:
         yield f"ALTER TABLE {OLD} RENAME TO {NEW}"
+    yield from granted(forerunner, NEW)
     yield from changes
     ledger = shape.table(LEDGER)
     others = [text for want in target.values() if want.name != NEW for text in plain_table(shape, want)]
@@ -91,22 +114,26 @@ def upgrade(shape: Shape, target: Target, legacy_view: bool, is_ours: bool, from
     if ledger and (changes or old) and f"DROP TABLE {LEDGER}" not in others:
         yield _missing_days(table, target[NEW])
     if legacy_view and not keep_view:
-        # The rights of whatever had the old name before.
-        former = old or view or table
-        yield from create_view(shown, table, target[NEW], former.grants if former else ())
+        yield from create_view(shown, wanted, old or view or table)
 
 
 def _set_aside(table: Relation, ours: set[str]) -> Iterator[str]:
-    """Columns of theirs get another name than ours."""
+    """Columns of theirs get another name than ours, and a comment that a downgrade knows them by."""
     for name in table.columns:
         if name in ours:
             yield f"ALTER TABLE {table.name} RENAME COLUMN {name} TO {ASIDE}{name}"
+            yield f"COMMENT ON COLUMN {table.name}.{ASIDE}{name} IS {_met_comment(table.comments.get(name))}"
 
 
 def _with_set_aside(table: Relation, ours: set[str]) -> Relation:
     """The table as it is then."""
     columns = {ASIDE + name if name in ours else name: column for name, column in table.columns.items()}
-    return replace(table, columns=columns)
+    comments = table.comments | {ASIDE + name: MET for name in table.columns if name in ours}
+    return replace(table, columns=columns, comments=comments)
+
+
+def _met_comment(comment: str | None) -> str:
+    return _literal(f"{MET}: {comment}" if comment else MET)
 
 
 def _converge(
@@ -119,7 +146,7 @@ def _converge(
         wanted["marketplace"] = replace(wanted["marketplace"], default=None)
     unique, check = (next(key for key in want.keys if key.name == name) for name in (UNIQUE, CHECK))
     foreign = [key for key in table.of_kind("f") if key.columns == ("action_type_id",)]
-    checks = [key for key in table.of_kind("c") if "marketplace" in key.columns]
+    checks = [key for key in table.of_kind("c") if key.columns == ("marketplace",)]
     good_check, good_key = found_key(table, check), found_key(table, unique)
     marketplace = table.columns.get("marketplace")
     is_certain = (
@@ -136,8 +163,9 @@ def _converge(
         good_key = None
 
     dropped = [key for key in (*table.unique_on(*OLD_KEY), *table.unique_on(*NEW_KEY)) if key is not good_key]
-    # Over some of the rows only, or left by an interrupted build, a key would still refuse rows.
-    dropped += [key for key in table.of_kind("w") if sorted(key.columns) in (sorted(OLD_KEY), sorted(NEW_KEY))]
+    # Over some of the rows only, or left by an interrupted build, or as an exclusion, a key would still refuse rows.
+    others = (*table.of_kind("w"), *table.of_kind("x"))
+    dropped += [key for key in others if sorted(key.columns) in (sorted(OLD_KEY), sorted(NEW_KEY))]
     dropped += [key for key in table.of_kind("p") if key.columns != ("id",)]
     has_primary = any(key.columns == ("id",) for key in table.of_kind("p"))
     new_identity = identity_before(table, tuple(key.name for key in dropped), ("id",))
@@ -147,7 +175,7 @@ def _converge(
         yield f"ALTER TABLE {NEW} REPLICA IDENTITY FULL"
     changes = [f"DROP CONSTRAINT {quoted(key.name)}" for key in foreign]
     changes += [f"DROP CONSTRAINT {quoted(key.name)}" for key in checks if key is not good_check]
-    changes += [f"DROP CONSTRAINT {quoted(key.name)}" for key in dropped if key.kind in "up"]
+    changes += [f"DROP CONSTRAINT {quoted(key.name)}" for key in dropped if key.kind in "upx"]
     changes += added_columns(table, {name: column for name, column in want.columns.items() if name != "id"})
     if changes:
         yield f"ALTER TABLE {NEW} {', '.join(changes)}"
@@ -157,7 +185,7 @@ def _converge(
         if index.kind in "iw":
             yield f"DROP INDEX {quoted(index.name)}"
 
-    yield from _clean(table, wanted, NEW, bool(is_certain))
+    yield from changed_columns(table, wanted, NEW, is_spelled=bool(is_certain))
     yield from _ids(table, has_primary)
     if dedupe:
         yield from _moves(shape, target, table, merged, take_back)
@@ -182,15 +210,6 @@ def _converge(
     yield from indexes(table, want)
 
 
-def _clean(table: Relation, wanted: Mapping[str, Column], name: str, is_certain: bool) -> Iterator[str]:
-    """Types, nulls and defaults of the columns that are there, and how the marketplace is written."""
-    yield from changed_columns(table, wanted, name)
-    if "marketplace" in table.columns and not is_certain:
-        # Only the spelling; what is no marketplace then is refused by the check constraint.
-        spelling = "lower(btrim(marketplace::text))"
-        yield f"UPDATE {name} SET marketplace = {spelling} WHERE marketplace::text <> {spelling}"
-
-
 def _ids(table: Relation, has_primary: bool) -> Iterator[str]:
     """A default for the ids, and ids for rows that have none; the sequence that is there stays."""
     column = table.columns.get("id")
@@ -201,51 +220,69 @@ def _ids(table: Relation, has_primary: bool) -> Iterator[str]:
         yield f"CREATE SEQUENCE {ID_SEQUENCE}"
         yield f"ALTER SEQUENCE {ID_SEQUENCE} OWNER TO {table.owner}"
         yield f"ALTER SEQUENCE {ID_SEQUENCE} OWNED BY {NEW}.id"
-        yield f"SELECT setval('{ID_SEQUENCE}', coalesce(max(id), 0) + 1, false) FROM {NEW}"
-        yield f"ALTER TABLE {NEW} ALTER id SET DEFAULT nextval('{ID_SEQUENCE}')"
+        yield f"SELECT pg_catalog.setval('{ID_SEQUENCE}', coalesce(max(id), 0)::bigint + 1, false) FROM {NEW}"
+        yield f"ALTER TABLE {NEW} ALTER id SET DEFAULT nextval('{ID_SEQUENCE}'::regclass)"
     if not has_primary:
         # Without a key, ids may be null or twice there; nothing refers to them.
-        yield f"UPDATE {NEW} SET id = DEFAULT"
+        yield f"ALTER TABLE {NEW} ALTER id TYPE {column.type} USING pg_catalog.nextval({_sequence(table)}::regclass)"
+
+
+def _sequence(table: Relation) -> str:
+    """The sequence of the ids, as a literal; of a table that is made, its own."""
+    default = table.columns["id"].default if "id" in table.columns else None
+    if default == "identity":
+        return _literal(table.owned_sequences[0])
+    found = re.fullmatch(r"nextval\(('.*')::regclass\)", default or "")
+    return found[1] if found else f"'{ID_SEQUENCE}'"
 
 
 def _moves(shape: Shape, target: Target, table: Relation, merged: Relation | None, take_back: bool) -> Iterator[str]:
     """The rows of the old table and of the archive come in, and of those with one key one stays. Raises Refusal."""
     archive = shape.table(ARCHIVE)
     # What of theirs is only in the table that goes, or in the archive, gets a place in the new one.
-    theirs: dict[str, str] = {}
-    for other in (merged, archive if take_back else None):
-        for name, column in other.columns.items() if other else ():
-            if name in table.columns or name in _our_names(target) or name in OLD_COLUMNS:
-                have = table.columns.get(name)
-                if have and name not in target[NEW].columns and have.type != column.type:
+    added: dict[str, str] = {}
+    following: list[str] = []
+    for other in filter(None, (merged, archive if take_back else None)):
+        for name, column in other.columns.items():
+            have = table.columns.get(name)
+            if have and name not in target[NEW].columns:
+                if have.type != column.type:
                     raise Refusal(f"column {name} has two types, {have.type} and {column.type}: change one of them")
-            elif name not in ("reason", "archived_at"):
-                theirs[name] = column.type
-    if theirs:
-        added = ", ".join(f"ADD COLUMN {quoted(name)} {type_}" for name, type_ in theirs.items())
-        yield f"ALTER TABLE {NEW} {added}"
-    columns = _columns(table, target[NEW]) | theirs
+                if _is_generated(have) and not _is_generated(column):
+                    raise Refusal(f"column {name} is generated in {NEW}, and not in {OLD}: rename one of them")
+            elif not have and name not in (*_our_names(target), *OLD_COLUMNS, "reason", "archived_at"):
+                added[name] = column.type
+                if other is merged and column.default and not _is_generated(column):
+                    following.append(f"ALTER TABLE {NEW} ALTER {quoted(name)} SET DEFAULT {column.default}")
+                if other is merged and (comment := other.comments.get(name)):
+                    following.append(f"COMMENT ON COLUMN {NEW}.{quoted(name)} IS {_literal(comment)}")
+    if added:
+        yield f"ALTER TABLE {NEW} {', '.join(f'ADD COLUMN {quoted(name)} {type_}' for name, type_ in added.items())}"
+    yield from following
+    columns = _columns(table, target[NEW]) | added
     names = [quoted(name) for name in columns]
     yield from rows.archive(archive, columns)
-    before = dict.fromkeys((NEW, ARCHIVE), ", ".join(names))
+    if "id" in table.columns:
+        yield from rows.catch_up(_sequence(table), NEW)
+    before = dict.fromkeys((NEW, ARCHIVE), ", ".join(rows.filled(names)))
     moves: list[str] = []
     if merged:
-        if identity_before(merged, (), ("id",)):
-            yield f"ALTER TABLE {OLD} REPLICA IDENTITY FULL"
-        yield from _clean(merged, {n: c for n, c in target[NEW].columns.items() if n in merged.columns}, OLD, False)
-        before[OLD], moves = rows.merge(merged, columns)
+        before[OLD], moves = rows.merge(merged, target[NEW].columns, columns)
     if take_back:
-        yield rows.filled_archive(list(columns))
         moves.append(rows.take_back(names))
     moves.append(rows.archive_losers(names))
     yield from rows.counted(names, before, moves, (NEW, ARCHIVE))
+
+
+def _is_generated(column: Column) -> bool:
+    return bool(column.default) and str(column.default).startswith("generated ")
 
 
 def _columns(table: Relation, want: Table) -> dict[str, str]:
     """The columns of the converged table that have a value of their own, with their types; without the ids."""
     columns = {name: column.type for name, column in want.columns.items()}
     for name, column in table.columns.items():
-        if name not in columns and not (column.default or "").startswith("generated "):
+        if name not in columns and not _is_generated(column):
             columns[name] = column.type
     del columns["id"]
     return columns
@@ -256,7 +293,7 @@ def _remember(old: Relation | None, met: tuple[str, ...]) -> Iterator[str]:
     if old is None:
         return
     for name in met:
-        yield f"COMMENT ON COLUMN {NEW}.{name} IS '{MET}'"
+        yield f"COMMENT ON COLUMN {NEW}.{name} IS {_met_comment(old.comments.get(name))}"
     primary = next((key for key in old.of_kind("p") if key.columns == ("id",)), None)
     if primary and primary.name not in (f"{OLD}_pkey", f"{NEW}_pkey"):
         yield f"COMMENT ON CONSTRAINT {NEW}_pkey ON {NEW} IS {_literal(f'{MET}: {primary.name}')}"
@@ -267,7 +304,7 @@ def _remember(old: Relation | None, met: tuple[str, ...]) -> Iterator[str]:
 
 
 def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return sql.Literal(text).as_string()
 
 
 def _missing_days(table: Relation | None, want: Table) -> str:
@@ -280,20 +317,19 @@ def _missing_days(table: Relation | None, want: Table) -> str:
 def downgrade(shape: Shape, archive: bool) -> Iterator[str]:
     """From the shape of revision 0001 to the old table, with every vinted row and every column and name that was met.
 
-    `shape` is what was met before the way back began. Rows of eBay and Etsy have no place in the old table: with
-    `archive` they go to the archive, from which the next upgrade takes them back; without, their presence makes a
-    constraint fail.
+    Rows of eBay and Etsy have no place in the old table: with `archive` they go to the archive, from which the next
+    upgrade takes them back; without, their presence makes a constraint fail.
     """
-    new = shape.table(NEW) or _no_table()
+    new, view = shape.relations[NEW], shape.view(OLD)
     yield f"DROP VIEW IF EXISTS {OLD}"
     if archive:
         later = set(HEAD[NEW].columns) - set(OLD_COLUMNS) - set(ADDED_COLUMNS)
         kept = {name: type_ for name, type_ in _columns(new, FIRST[NEW]).items() if name not in later}
         names = [quoted(name) for name in kept]
         yield from rows.archive(shape.table(ARCHIVE), kept)
-        before = dict.fromkeys((NEW, ARCHIVE), ", ".join(names))
+        before = dict.fromkeys((NEW, ARCHIVE), ", ".join(rows.filled(names)))
         yield from rows.counted(names, before, [rows.put_away(names)], (NEW, ARCHIVE))
-    yield f"ALTER TABLE {NEW} ADD CONSTRAINT {LOSSLESS} CHECK (marketplace = 'vinted')"
+    yield f"ALTER TABLE {NEW} ADD CONSTRAINT {LOSSLESS} CHECK (marketplace::text = 'vinted')"
     follows_key = new.replica_identity == "i" and any(key.name == new.identity_index for key in new.unique_on(*NEW_KEY))
     if follows_key:
         yield f"ALTER TABLE {NEW} REPLICA IDENTITY FULL"
@@ -301,7 +337,6 @@ def downgrade(shape: Shape, archive: bool) -> Iterator[str]:
     # With the column go the constraints and the index that it is part of.
     changes = [f"DROP COLUMN {name}" for name in ADDED_COLUMNS if name not in new.met_columns]
     if "marketplace" in new.met_columns:
-        yield f"COMMENT ON COLUMN {NEW}.marketplace IS NULL"
         yield f"DROP INDEX IF EXISTS {INDEX}"
         changes += [f"DROP CONSTRAINT {name}" for name in (UNIQUE, CHECK, LOSSLESS)]
     kind, _, name = _met(new, "u", f"constraint {OLD_UNIQUE}").partition(" ")
@@ -309,30 +344,32 @@ def downgrade(shape: Shape, archive: bool) -> Iterator[str]:
         kind, name = "constraint", OLD_UNIQUE
     if kind == "constraint":
         changes.append(f"ADD CONSTRAINT {quoted(name)} UNIQUE ({', '.join(OLD_KEY)})")
+    # A default of theirs on one of our columns is kept in the view alone.
+    theirs = defaults(None, {}, view)
+    changes += [
+        f"ALTER {name} SET DEFAULT {theirs[name]}"
+        for name, column in OLD_COLUMNS.items()
+        if column.default is None and name in theirs
+    ]
     yield f"ALTER TABLE {NEW} {', '.join(changes)}"
     if kind == "index":
         yield f"CREATE UNIQUE INDEX {quoted(name)} ON {NEW} ({', '.join(OLD_KEY)})"
     if follows_key:
         yield f"ALTER TABLE {NEW} REPLICA IDENTITY USING INDEX {quoted(name)}"
-    for column in new.columns:
-        if column.startswith(ASIDE) and column.removeprefix(ASIDE) in _our_names(HEAD):
-            yield f"ALTER TABLE {NEW} RENAME COLUMN {column} TO {column.removeprefix(ASIDE)}"
+    for column in new.met_columns:
+        comment = new.comments[column].removeprefix(MET).removeprefix(": ")
+        yield f"COMMENT ON COLUMN {NEW}.{quoted(column)} IS {_literal(comment) if comment else 'NULL'}"
+        if column.startswith(ASIDE):
+            yield f"ALTER TABLE {NEW} RENAME COLUMN {quoted(column)} TO {quoted(column.removeprefix(ASIDE))}"
     primary = _met(new, "p", f"{OLD}_pkey")
     yield f"COMMENT ON CONSTRAINT {NEW}_pkey ON {NEW} IS NULL"
     yield f"ALTER TABLE {NEW} RENAME CONSTRAINT {NEW}_pkey TO {quoted(primary)}"
     yield f"ALTER TABLE {NEW} RENAME TO {OLD}"
     yield f"DROP TABLE {LEDGER}"
-    view = shape.view(OLD)
-    for role, privilege in view.grants if view else ():  # Given after the table had become a view.
-        if privilege in ("SELECT", "INSERT", "UPDATE", "DELETE"):
-            yield f"GRANT {privilege} ON {OLD} TO {role}"
+    yield from granted(view, OLD)  # Given after the table had become a view.
 
 
 def _met(table: Relation, kind: str, default: str) -> str:
     """What the comment on the key of this kind remembers."""
     remembered = next((key.met for key in table.of_kind(kind) if key.met), None)
     return remembered.removeprefix(f"{MET}: ") if remembered else default
-
-
-def _no_table() -> Relation:
-    return Relation(NEW, "r", "", True, "d", None, {}, (), (), {}, (), (), (), None)

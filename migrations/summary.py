@@ -42,11 +42,12 @@ def print_dry_run(outcomes: Iterable[Outcome]) -> None:
             click.echo("COMMIT;")
 
 
-def print_versions(versions: Mapping[str, Sequence[str]], head: str) -> None:
+def print_versions(versions: Mapping[str, Sequence[str] | None], head: str) -> None:
     """Which revisions are recorded, and in how many schemas; the first few by name where it is not the head."""
     schemas: dict[str, list[str]] = {}
     for schema, version in versions.items():
-        schemas.setdefault(", ".join(version) or "no record", []).append(schema)
+        name = "locked by another session" if version is None else ", ".join(version) or "no record"
+        schemas.setdefault(name, []).append(schema)
     for version, names in schemas.items():
         some = "" if version == head else f": {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
         click.echo(f"{version}{' (head)' if version == head else ''}, {len(names)} schemas{some}")

@@ -58,6 +58,24 @@ Target = Mapping[str, Table]
 """The tables of a schema by name."""
 
 
+def common(one: Target, other: Target) -> Target:
+    """What two targets have in common: tables, and of these the columns and keys."""
+
+    def is_same(have: Column, want: Column | None) -> bool:
+        return (
+            want is not None
+            and (have.type, have.not_null) == (want.type, want.not_null)
+            and plain(have.default) == plain(want.default)
+        )
+
+    tables = {}
+    for name in one.keys() & other.keys():
+        columns = {key: each for key, each in one[name].columns.items() if is_same(each, other[name].columns.get(key))}
+        texts = {plain(key.definition) for key in other[name].keys}
+        tables[name] = Table(name, columns, tuple(key for key in one[name].keys if plain(key.definition) in texts))
+    return tables
+
+
 def definition(column: Column) -> str:
     """A column's type, null and default as SQL."""
     if column.default == "serial":

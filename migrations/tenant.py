@@ -15,10 +15,13 @@ from migrations import first
 from migrations.converge import Refusal
 from migrations.grants import missing_grants
 from migrations.plan import Command, Plan, Plans
-from migrations.shape import NEW, OLD, Found, Shape, read_found, read_shape
+from migrations.rows import catch_up
+from migrations.shape import NEW, OLD, Found, Shape, read_found, read_shape, record_of, stamps_of
 from models import SHARED
 from pipelines.database import connection_reason, may_pass
 from pipelines.tenants import quoted
+
+_LOST = "something is missing that a revision before has made: repair it with the release whose newest one that is"
 
 REMEDIES = {
     "0A000": "something of yours depends on it: drop that, and make it again afterwards, then run this tenant again",
@@ -28,6 +31,10 @@ REMEDIES = {
     "2BP01": "something of yours depends on it: drop that, or move it to the new table, then run this tenant again",
     "42501": "run the migration as the owner of the tables: set MIGRATION_DATABASE_URL",
     "42701": "a revision adds it, and it is there already: if it is yours, rename it, then run this tenant again",
+    "42703": _LOST,
+    "42704": _LOST,
+    "42P01": _LOST,
+    "42P07": "a revision makes it, and it is there already: if it is yours, rename it, then run this tenant again",
     "55P03": "another session keeps a lock: end it, or wait, then run this tenant again",
     "57014": "it took longer than STATS_STATEMENT_TIMEOUT_MS: raise it, then run this tenant again",
     "P0004": "look for a trigger or a rule on these tables that changes what is written, disable it, and run it again",
@@ -43,7 +50,7 @@ class Outcome:
     """How it ended for one schema."""
 
     schema: str
-    status: str  # done, already there, skipped or failed
+    status: str  # done, repaired (the way back follows), already there, skipped or failed
     state: str = ""
     error: str | None = None
     sqlstate: str | None = None
@@ -98,6 +105,8 @@ def migrate(
         if looked is None and schema != SHARED:
             return Outcome(schema, "skipped", "gone", "the schema was dropped while the migration went on")
         found, missing = looked or (Found(None, ""), ())
+        if found.is_locked:
+            raise _Locked
         plan = plans.known(found.kind, schema == SHARED, is_done)
         if plan is None:
             with connection.begin():
@@ -113,9 +122,11 @@ def migrate(
             return Outcome(schema, "already there", plan.state)
         if command.dry_run:
             statements = (*_lock(schema, plan), *_work(schema, plan, found, missing))
+            if plan.is_repair:
+                statements += ("-- Then the way back, which is planned for what is there after this",)
             return Outcome(schema, "done", plan.state, statements=statements)
-        state = _apply(connection, schema, plan, found, missing, plans, limits, is_done)
-        return Outcome(schema, "done", state)
+        plan = _apply(connection, schema, plan, found, missing, plans, limits, is_done)
+        return Outcome(schema, "repaired" if plan.is_repair else "done", plan.state)
     except Refusal as refusal:
         error, _, remedy = str(refusal).partition(": ")
         return Outcome(schema, "failed", _state(schema, shape), error, remedy=remedy)
@@ -128,6 +139,8 @@ def migrate(
             shape = _shape(connection, schema)
         outcome = _failed(schema, shape, error, command.role)
         return replace(outcome, may_pass=may_pass(error) or _is_race(error))
+    except Exception as error:  # Of a revision, for instance: it must not cost the others.
+        return Outcome(schema, "failed", _state(schema, shape), str(error), remedy="correct the revision, if it is one")
 
 
 def _apply(
@@ -139,8 +152,8 @@ def _apply(
     plans: Plans,
     limits: Limits,
     is_done: bool,
-) -> str:
-    """The transaction; returns the state that the schema was in. Raises Refusal, _Changed and errors of the driver."""
+) -> Plan:
+    """The transaction; returns the plan that was carried out. Raises Refusal, _Changed and errors of the driver."""
     driver: Any = connection.connection.driver_connection
     with connection.begin():
         # Each lock has its own time-out, and the first ones are held meanwhile: the statement as a whole has one, too.
@@ -150,8 +163,10 @@ def _apply(
             driver.execute("; ".join((times, *_lock(schema, plan), then)), prepare=False)
         except psycopg.errors.QueryCanceled:
             raise _Locked from None
-        now = read_found(connection, [schema], sequences=False).get(schema, Found(None, ""))
-        if now.kind != found.kind:  # While the lock was waited for.
+        except psycopg.errors.UndefinedTable:
+            raise _Changed from None
+        if not _is_as_found(driver, schema, found):  # It has changed while the lock was waited for.
+            now = read_found(connection, [schema], sequences=False).get(schema, Found(None, ""))
             fingerprint, shape = read_shape(connection, schema)
             if fingerprint != now.fingerprint:
                 raise _Changed
@@ -160,7 +175,15 @@ def _apply(
                 raise _Changed
             plan = again
         driver.execute(";\n".join(_work(schema, plan, found, missing)), prepare=False)
-    return plan.state
+    return plan
+
+
+def _is_as_found(driver: Any, schema: str, found: Found) -> bool:
+    """Whether the shape and the record are what they were when they were read."""
+    stamp = driver.execute(*stamps_of([schema]), prepare=True).fetchone()
+    if (stamp[1] if stamp else "") != found.stamp:
+        return False
+    return found.record is None or driver.execute(record_of(schema)).fetchone()[0] == [*found.record]
 
 
 def _is_race(error: sa.exc.DBAPIError | psycopg.Error) -> bool:
@@ -168,7 +191,7 @@ def _is_race(error: sa.exc.DBAPIError | psycopg.Error) -> bool:
     original = getattr(error, "orig", error)
     sqlstate = getattr(original, "sqlstate", None)
     is_catalog = getattr(getattr(original, "diag", None), "schema_name", None) == "pg_catalog"
-    return sqlstate in ("42P01", "42P06", "3F000") or (sqlstate == "23505" and is_catalog)
+    return sqlstate in ("42P06", "3F000") or (sqlstate == "23505" and is_catalog)
 
 
 def _lock(schema: str, plan: Plan) -> tuple[str, ...]:
@@ -178,14 +201,11 @@ def _lock(schema: str, plan: Plan) -> tuple[str, ...]:
 
 def _work(schema: str, plan: Plan, found: Found, missing: Sequence[str]) -> Sequence[str]:
     """The statements under the lock. Only this schema and pg_catalog are looked in for names."""
-    statements = [f"SET LOCAL search_path = {quoted(schema)}", *plan.statements, *missing]
+    statements: list[str] = []
     if found.lagging_sequence:
         sequence = sql.Literal(found.lagging_sequence).as_string()
-        statements.append(
-            f"SELECT setval({sequence}, max(id)) FROM {NEW} "
-            f"HAVING max(id) > coalesce(pg_sequence_last_value({sequence}), 0)"
-        )
-    return statements
+        statements += catch_up(sequence, f"{quoted(schema)}.{NEW}")
+    return [*statements, f"SET LOCAL search_path = {quoted(schema)}", *plan.statements, *missing]
 
 
 def _shape(connection: sa.Connection, schema: str) -> Shape | None:

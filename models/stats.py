@@ -52,7 +52,7 @@ class MarketplaceJobStats(StatsBase):
     __tablename__ = "marketplace_job_stats"
     __table_args__ = (
         CheckConstraint(
-            "marketplace in ({})".format(", ".join(f"'{name}'" for name in MARKETPLACES)), name="marketplace"
+            "marketplace::text IN ({})".format(", ".join(f"'{name}'" for name in MARKETPLACES)), name="marketplace"
         ),
         UniqueConstraint(*KEY, name="uq_marketplace_job_stats_action_marketplace_date"),
         Index("ix_marketplace_job_stats_marketplace_created_at", "marketplace", "created_at"),
@@ -126,7 +126,7 @@ class MarketplaceJobStatsDay(StatsBase):
 
     __tablename__ = "marketplace_job_stats_days"
     __table_args__ = (
-        CheckConstraint("outcome in ('computed', 'held_back')", name="outcome"),
+        CheckConstraint("outcome::text IN ('computed', 'held_back')", name="outcome"),
         {"schema": TENANT},
     )
 

@@ -6,7 +6,6 @@ Later revisions can rely on what it makes, and are plain.
 
 from collections.abc import Iterable
 
-import sqlalchemy as sa
 from alembic import op
 
 from migrations import stats
@@ -55,4 +54,5 @@ def _given() -> Given:
 
 def _execute(statements: Iterable[str]) -> None:
     for statement in statements:
-        op.execute(sa.DDL(statement.replace("%", "%%")))
+        # As it is: `op.execute` would change a tab in the name of a column.
+        op.get_context().impl.static_output(f"{statement};")
