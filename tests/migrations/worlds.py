@@ -28,6 +28,15 @@ MARKETPLACES = ("vinted", "ebay", "etsy")
 TENANTS = ("user_1", "user_2", "user_3")
 COLUMNS = ("action_type_id", "date", "total_jobs", "success_count", "failure_count", "avg_duration_ms")
 
+THEIRS = ("note", "computed_at", "retry_count", "Odd, name", "a\ttab  $proof$")
+"""Columns of theirs: two are called as ours."""
+
+# A benign one, as people have them for a column that says when a row was changed; and one that would lose rows.
+TRIGGERS = (
+    "NEW.success_count := 99; RETURN NEW;",
+    "RETURN NULL;",
+)
+
 KILL = """
     CREATE FUNCTION public.fault() RETURNS event_trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -130,17 +139,23 @@ def make(world: World, schema: str) -> None:
 
 def theirs(world: World, schema: str, table: str) -> None:
     """Columns of somebody else's, some under our names."""
-    for name in ("note", "computed_at", "retry_count", "Odd, name"):
+    for name in THEIRS:
         # In a table under the new name ours and theirs can be distinguished only by what is beside them.
         if world.some(0.3) and not (table == NEW and name in ("computed_at", "retry_count")):
-            world.execute(f"""ALTER TABLE {schema}.{table} ADD "{name}" text""")
+            default = f" DEFAULT '{schema}.x'" if world.some(0.2) else ""
+            world.execute(f"""ALTER TABLE {schema}.{table} ADD "{name}" text{default}""")
+    if world.some(0.1):
+        world.execute(f"ALTER TABLE {schema}.{table} ALTER date SET DEFAULT CURRENT_DATE")
+    if world.some(0.15):
+        body = world.random.choice(TRIGGERS)
+        world.execute(f"""
+            CREATE OR REPLACE FUNCTION {schema}.f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$;
+            CREATE TRIGGER f BEFORE UPDATE ON {schema}.{table} FOR EACH ROW EXECUTE FUNCTION {schema}.f()""")
 
 
 def rows(world: World, schema: str, table: str, *, is_new: bool) -> None:
     """Rows that may meet under one key where nothing forbids it."""
-    extra = [
-        name for name in ("note", "computed_at", "retry_count", "Odd, name") if name in columns(world, schema, table)
-    ]
+    extra = [name for name in THEIRS if name in columns(world, schema, table)]
     for _ in range(world.random.randint(0, 6)):
         values: dict[str, Any] = {
             "action_type_id": world.random.randint(1, 2),
@@ -197,10 +212,9 @@ def held(world: World, schema: str) -> Counter[tuple[str, ...]]:
             for name in COLUMNS
         ]
         # Theirs are texts, whatever they are called by now.
-        own = ["note", "Odd, name"]
-        own += [
+        own = [
             next((each for each in (f"legacy_{name}", name) if there.get(each) == "text"), name + " is not there")
-            for name in ("computed_at", "retry_count")
+            for name in THEIRS
         ]
         texts = [f'"{name}"::text' if name in there else "NULL" for name in own]
         selected = ", ".join([marketplace, *numbers, *(f"coalesce({text}, '-')" for text in texts)])
@@ -238,6 +252,8 @@ def act(world: World) -> str | None:
                     f"ALTER TABLE {schema}.{NEW} ADD COLUMN IF NOT EXISTS note text",
                     f"DROP VIEW IF EXISTS {schema}.{OLD}" if not is_table(world, schema, OLD) else "SELECT 1",
                     f"DROP TABLE IF EXISTS {schema}.{LEDGER}",
+                    f"ALTER TABLE {schema}.{NEW} DROP CONSTRAINT IF EXISTS "
+                    "uq_marketplace_job_stats_action_marketplace_date",
                     f"UPDATE {schema}.{NEW} SET computed_at = now()"
                     if "computed_at" in columns(world, schema, NEW)
                     else "SELECT 1",
