@@ -21,9 +21,21 @@ from pipelines.tenants import quoted
 OLD = "vinted_job_stats"
 NEW = "marketplace_job_stats"
 LEDGER = "marketplace_job_stats_days"
-ARCHIVE = "marketplace_job_stats_archive"
 VERSION = "marketplace_job_stats_version"
+FACTS = "marketplace_job_facts"
+CHANGES = "marketplace_job_stats_changes"
 SUMMARY = "marketplace_daily_summary"
+
+FACTS_ARE_LOST = "ck_marketplace_job_facts_lossless_downgrade"
+"""The name by which an error says that a downgrade would lose facts."""
+
+
+def archived(table: str) -> str:
+    """What a table is called while a downgrade has put it away."""
+    return f"{table}_archive"
+
+
+ARCHIVE = archived(NEW)
 
 SESSION: dict[str, Any] = {
     "search_path": "pg_catalog",  # So that all names that are read are qualified.
@@ -255,7 +267,12 @@ _CATALOG = """
     SELECT schema, {columns} FROM kinds
 """
 _NAMES = sorted(
-    {OLD, NEW, LEDGER, ARCHIVE, VERSION, *(table.name for table in MarketplaceDailySummary.metadata.sorted_tables)}
+    {
+        OLD,
+        VERSION,
+        *map(archived, (NEW, FACTS, CHANGES)),
+        *(table.name for table in MarketplaceDailySummary.metadata.sorted_tables),
+    }
 )
 _PARTS = {
     "met": MET,

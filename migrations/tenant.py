@@ -16,7 +16,7 @@ from migrations.converge import Refusal
 from migrations.grants import missing_grants
 from migrations.plan import Command, Plan, Plans
 from migrations.rows import catch_up
-from migrations.shape import NEW, OLD, Found, Shape, read_found, read_shape, record_of, stamps_of
+from migrations.shape import FACTS_ARE_LOST, NEW, OLD, Found, Shape, read_found, read_shape, record_of, stamps_of
 from models import SHARED
 from pipelines.database import connection_reason, may_pass
 from pipelines.tenants import quoted
@@ -41,6 +41,7 @@ REMEDIES = {
 }
 CONSTRAINT_REMEDIES = {
     first.CHECK: "rows have a marketplace that is not known: correct or delete them, then run this tenant again",
+    FACTS_ARE_LOST: "they cannot be computed again: repeat with -x archive=yes to put them away",
     first.LOSSLESS: "eBay or Etsy rows would be lost: repeat with -x archive=yes to put them away",
 }
 

@@ -1,6 +1,7 @@
-"""The tables that this project owns, in every tenant: the stats and their ledger.
+"""The tables that this project owns, in every tenant: the facts, the stats that are made of them, their ledger, and the
+journal of what has changed afterwards.
 
-The definition of every number stands at its column (`doc`), and is shown in Dagit from there.
+The definition of every number stands at its column (`doc`), and is shown in the Dagster UI from there.
 """
 
 import datetime as dt
@@ -46,6 +47,10 @@ def _count(doc: str) -> Mapped[int | None]:
     return mapped_column(Integer, nullable=True, doc=doc)
 
 
+def _fact(doc: str) -> Mapped[int | None]:
+    return mapped_column(Integer, nullable=True, doc=doc)
+
+
 class MarketplaceJobStats(StatsBase):
     """What one customer's jobs of one action type did on one marketplace on one day."""
 
@@ -56,6 +61,7 @@ class MarketplaceJobStats(StatsBase):
         ),
         UniqueConstraint(*KEY, name="uq_marketplace_job_stats_action_marketplace_date"),
         Index("ix_marketplace_job_stats_marketplace_created_at", "marketplace", "created_at"),
+        Index("ix_marketplace_job_stats_date", "date"),
         {"schema": TENANT},
     )
 
@@ -116,6 +122,29 @@ class MarketplaceJobStats(StatsBase):
     computed_at: Mapped[dt.datetime | None] = mapped_column(
         DateTime(timezone=True), doc="When the batch last wrote the row; null if only the old live counter did."
     )
+    p99_duration_ms: Mapped[float | None] = mapped_column(
+        Double, doc="Milliseconds: 99 % of these durations are at most that long; from the sketch, so within 1 %."
+    )
+    wait_count: Mapped[int | None] = _count("Completed and failed jobs with a usable wait for their last start.")
+    wait_sum_ms: Mapped[int | None] = mapped_column(
+        BigInteger, doc="Milliseconds: sum of these waits, from `created_at` to `started_at`, each rounded."
+    )
+    avg_wait_ms: Mapped[int | None] = mapped_column(
+        Integer, doc="Milliseconds: `wait_sum_ms / wait_count`, halves away from zero; null without waits."
+    )
+    p50_wait_ms: Mapped[float | None] = mapped_column(
+        Double, doc="Milliseconds: half of these waits are at most that long; from the sketch, so within 1 %."
+    )
+    p95_wait_ms: Mapped[float | None] = mapped_column(
+        Double, doc="Milliseconds: 95 % of these waits are at most that long; from the sketch, so within 1 %."
+    )
+    wait_sketch_keys: Mapped[list[int] | None] = mapped_column(
+        ARRAY(Integer), doc="Buckets of these waits, as those of the durations."
+    )
+    wait_sketch_counts: Mapped[list[int] | None] = mapped_column(
+        ARRAY(BigInteger), doc="How many waits each bucket has."
+    )
+    wait_sketch_version: Mapped[int | None] = mapped_column(SmallInteger, doc="What the buckets mean: 1.")
 
 
 class MarketplaceJobStatsDay(StatsBase):
@@ -137,10 +166,10 @@ class MarketplaceJobStatsDay(StatsBase):
     )
     time_zone: Mapped[str] = mapped_column(Text, doc="The reporting time zone that the day's limits were taken from.")
     job_count: Mapped[int] = mapped_column(
-        Integer, doc="Jobs that the source holds: completed, failed, cancelled and expired, on a known marketplace."
+        Integer, doc="Jobs of the day, as last seen: completed, failed, cancelled and expired, on a known marketplace."
     )
     task_count: Mapped[int] = mapped_column(
-        Integer, doc="Their tasks that the source holds with status success, failed or timeout."
+        Integer, doc="Tasks of its completed and failed jobs, as last seen, with status success, failed or timeout."
     )
     stored_job_count: Mapped[int] = mapped_column(
         Integer, doc="Jobs in the stats rows of the day after the run; `job_count` unless held back."
@@ -152,7 +181,90 @@ class MarketplaceJobStatsDay(StatsBase):
         Integer, doc="Jobs not counted, because their marketplace is none of the known ones."
     )
     bad_duration_count: Mapped[int] = mapped_column(
-        Integer, doc="Jobs counted, but left out of the durations: start missing, after the end, or too far away."
+        Integer, doc="Jobs counted, but left out of the durations: start after the end, or too far away."
     )
     run_id: Mapped[str] = mapped_column(Text, doc="The Dagster run that last changed this entry.")
     changed_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), doc="When it did.")
+    definition: Mapped[int] = mapped_column(
+        SmallInteger, server_default="1", doc="The definition of the numbers that the day was computed, or judged, by."
+    )
+    no_start_count: Mapped[int] = mapped_column(
+        Integer, server_default="0", doc="Jobs counted, but left out of the durations: they have no start."
+    )
+    row_count: Mapped[int | None] = mapped_column(Integer, doc="Stats rows of the day when the run had written them.")
+    row_versions: Mapped[int | None] = mapped_column(
+        BigInteger, doc="Sum of their `xmin`: whoever has written to one of them since has changed it."
+    )
+
+
+class MarketplaceJobFact(StatsBase):
+    """One finished job as it was last seen: what the stats are made of. It stays when the application deletes the job.
+
+    A job is its id and its `created_at` together, since ids are given out again. Texts are `text`, so that they are
+    compared by PostgreSQL's own operators, whatever a tenant's owner has made.
+    """
+
+    __tablename__ = "marketplace_job_facts"
+    __table_args__ = (Index("ix_marketplace_job_facts_date", "date"), {"schema": TENANT})
+
+    # Those of 8 bytes first, then those of 4, then the texts: so no byte is lost between them.
+    job_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False, doc="The job's id.")
+    created_at: Mapped[dt.datetime] = mapped_column(
+        DateTime(timezone=True), primary_key=True, doc="When the job was created."
+    )
+    completed_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), doc="When the job ended.")
+    task_retry_count: Mapped[int | None] = mapped_column(BigInteger, doc="Sum of the retries of its counted tasks.")
+    deleted_at: Mapped[dt.datetime | None] = mapped_column(
+        DateTime(timezone=True), doc="When a run first saw that the source no longer holds the job; else null."
+    )
+    date: Mapped[dt.date] = mapped_column(Date, doc="The day in the reporting time zone on which it ended.")
+    action_type_id: Mapped[int] = mapped_column(Integer, doc="Its action.")
+    retry_count: Mapped[int] = mapped_column(Integer, doc="Its failed attempts.")
+    duration_ms: Mapped[int | None] = mapped_column(
+        Integer, doc="Milliseconds from its last start to its end, of completed and failed jobs; null if not usable."
+    )
+    wait_ms: Mapped[int | None] = mapped_column(
+        Integer, doc="Milliseconds from `created_at` to its last start, of the same jobs; null if not usable."
+    )
+    task_count: Mapped[int | None] = _fact("Task rows of the job, of any status; null: there was no tasks table.")
+    task_success_count: Mapped[int | None] = _fact("Those of them with status `success`.")
+    task_failure_count: Mapped[int | None] = _fact("Those of them with status `failed` or `timeout`.")
+    marketplace: Mapped[str] = mapped_column(Text, doc="`vinted`, `ebay` or `etsy`.")
+    status: Mapped[str] = mapped_column(Text, doc="`completed`, `failed`, `cancelled` or `expired`.")
+    failure_reason: Mapped[str | None] = mapped_column(
+        Text, doc="Of a failed job, the first line of its message, without what is about one case."
+    )
+
+
+class MarketplaceJobStatsChange(StatsBase):
+    """The journal: stats rows of settled days that changed, with both numbers and the cause."""
+
+    __tablename__ = "marketplace_job_stats_changes"
+    __table_args__ = (
+        CheckConstraint("cause IN ('jobs', 'forgotten', 'definition', 'overwritten')", name="cause"),
+        {"schema": TENANT},
+    )
+
+    date: Mapped[dt.date] = mapped_column(Date, primary_key=True, doc="The row's day.")
+    action_type_id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False, doc="The row's action.")
+    marketplace: Mapped[str] = mapped_column(Text, primary_key=True, doc="The row's marketplace.")
+    changed_at: Mapped[dt.datetime] = mapped_column(
+        DateTime(timezone=True), primary_key=True, doc="When the run changed it."
+    )
+    run_id: Mapped[str] = mapped_column(Text, doc="The Dagster run that did.")
+    cause: Mapped[str] = mapped_column(
+        Text,
+        doc="`jobs` (late, corrected or moved), `forgotten` (`allow_shrink`), `definition` (a new one), or "
+        "`overwritten` (somebody else had written to the row).",
+    )
+    total_jobs_before: Mapped[int | None] = _fact("`total_jobs` before; null: there was no row.")
+    total_jobs_after: Mapped[int | None] = _fact("`total_jobs` after; null: the row went.")
+    failure_count_before: Mapped[int | None] = _fact("`failure_count` before.")
+    failure_count_after: Mapped[int | None] = _fact("`failure_count` after.")
+    late_count: Mapped[int] = mapped_column(Integer, doc="Jobs of the row that are new to the facts.")
+    corrected_count: Mapped[int] = mapped_column(Integer, doc="Jobs of the row that changed.")
+    moved_in_count: Mapped[int] = mapped_column(Integer, doc="Jobs that came from another row.")
+    moved_out_count: Mapped[int] = mapped_column(Integer, doc="Jobs that went to another row, or are not finished now.")
+    forgotten_count: Mapped[int] = mapped_column(
+        Integer, doc="Jobs that the source no longer holds, forgotten on request."
+    )

@@ -15,6 +15,11 @@ def _sum(doc: str) -> Mapped[int]:
     return mapped_column(BigInteger, doc=doc)
 
 
+def _added_sum(doc: str) -> Mapped[int]:
+    """A sum that earlier rows lack."""
+    return mapped_column(BigInteger, server_default="0", doc=doc)
+
+
 class MarketplaceDailySummary(StatsBase):
     """What the jobs of one action did on one marketplace on one day, over all tenants."""
 
@@ -67,3 +72,33 @@ class MarketplaceDailySummary(StatsBase):
         JSONB, doc='The tenants with the most failed jobs, at most five: `[{"tenant": "user_7", "failures": 3}, ...]`.'
     )
     computed_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), doc="When the row was last written.")
+    p99_duration_ms: Mapped[float | None] = mapped_column(
+        Double, doc="Milliseconds: 99 % of the durations are at most that long; within 1 %."
+    )
+    wait_count: Mapped[int] = _added_sum("Completed and failed jobs with a usable wait for their last start.")
+    wait_sum_ms: Mapped[int] = _added_sum("Milliseconds: sum of these waits.")
+    avg_wait_ms: Mapped[int | None] = mapped_column(
+        Integer, doc="Milliseconds: `wait_sum_ms / wait_count`, halves away from zero; null without waits."
+    )
+    p50_wait_ms: Mapped[float | None] = mapped_column(
+        Double, doc="Milliseconds: half of the waits are at most that long; within 1 %."
+    )
+    p95_wait_ms: Mapped[float | None] = mapped_column(
+        Double, doc="Milliseconds: 95 % of the waits are at most that long; within 1 %."
+    )
+    wait_sketch_keys: Mapped[list[int] | None] = mapped_column(
+        ARRAY(Integer), doc="Buckets of the waits: as in `marketplace_job_stats`."
+    )
+    wait_sketch_counts: Mapped[list[int] | None] = mapped_column(
+        ARRAY(BigInteger), doc="How many waits each bucket has."
+    )
+    wait_sketch_version: Mapped[int | None] = mapped_column(SmallInteger, doc="What the buckets mean.")
+    top_reasons: Mapped[list[dict[str, Any]]] = mapped_column(
+        JSONB,
+        server_default="[]",
+        doc="The most frequent reasons of failed jobs, at most five: "
+        '`[{"reason": "HTTP 429", "jobs": 3, "tenants": 2}, ...]`.',
+    )
+    tenants_older_definition: Mapped[int] = mapped_column(
+        Integer, server_default="0", doc="Tenants in this row whose day was computed by an older definition."
+    )

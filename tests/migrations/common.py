@@ -12,7 +12,8 @@ from alembic.migration import MigrationContext
 from click.testing import CliRunner
 
 from migrations import drift
-from migrations.shape import LEDGER, NEW, SESSION, Shape, read_shapes
+from migrations.shape import NEW, SESSION, Shape, read_shapes
+from migrations.target import HEAD
 from models.stats import StatsBase
 from pipelines.database import create_engine
 from tests.conftest import ROOT, url_of
@@ -63,7 +64,7 @@ def differences(conninfo: str, schema: str) -> list[Any]:
         return kind != "schema" or name == schema
 
     def owned(item: Any, name: str | None, kind: str, reflected: bool, compared: Any) -> bool:
-        return kind != "table" or name in (NEW, LEDGER)
+        return kind != "table" or name in HEAD
 
     with engine.connect() as connection:
         context = MigrationContext.configure(

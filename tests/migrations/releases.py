@@ -40,8 +40,8 @@ THIRD_REVISION = '''"""An index, a table, and a column of our own schema."""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
@@ -56,7 +56,7 @@ def downgrade(target: str) -> None:
 
 def upgrade_tenant() -> None:
     op.execute("UPDATE marketplace_job_stats SET annotated_count = total_jobs WHERE annotated_count IS NULL")
-    op.create_index("ix_marketplace_job_stats_date", "marketplace_job_stats", ["date"])
+    op.create_index("ix_marketplace_job_stats_total", "marketplace_job_stats", ["total_jobs"])
     op.create_table(
         "marketplace_job_notes",
         sa.Column("id", sa.BigInteger, primary_key=True),
@@ -69,7 +69,7 @@ def upgrade_tenant() -> None:
 
 def downgrade_tenant() -> None:
     op.drop_table("marketplace_job_notes")
-    op.drop_index("ix_marketplace_job_stats_date", "marketplace_job_stats")
+    op.drop_index("ix_marketplace_job_stats_total", "marketplace_job_stats")
 
 
 def upgrade_shared() -> None:
@@ -136,7 +136,7 @@ def add_by_the_page(folder: Path) -> None:
     cut = text.index("\n\nclass MarketplaceJobStatsDay(")
     models.write_text(text[:cut] + column + text[cut:])
     Release(folder).run("host=/nowhere dbname=x user=x", command.removeprefix("$ "))
-    [revision] = (folder / "migrations" / "versions").glob("0002*.py")
+    [revision] = (folder / "migrations" / "versions").glob("0003*.py")
     text = revision.read_text()
     start, end = text.index("def upgrade_tenant"), text.index("\n\ndef upgrade_shared")
     revision.write_text(text[:start] + functions + text[end:])
@@ -147,11 +147,11 @@ def add_third(folder: Path) -> None:
     models = folder / "models" / "stats.py"
     text = models.read_text().replace(
         '        {"schema": TENANT},',
-        '        Index("ix_marketplace_job_stats_date", "date"),\n        {"schema": TENANT},',
+        '        Index("ix_marketplace_job_stats_total", "total_jobs"),\n        {"schema": TENANT},',
         1,
     )
     models.write_text(text + THIRD_MODELS)
     summary = folder / "models" / "summary.py"
     column = "\n    annotated_count: Mapped[int | None] = mapped_column(BigInteger)\n"
     summary.write_text(summary.read_text().rstrip("\n") + column)
-    (folder / "migrations" / "versions" / "0003_more.py").write_text(THIRD_REVISION)
+    (folder / "migrations" / "versions" / "0004_more.py").write_text(THIRD_REVISION)

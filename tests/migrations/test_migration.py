@@ -6,6 +6,7 @@ import psycopg
 import pytest
 
 from migrations.shape import LEDGER, NEW, OLD, VERSION
+from migrations.target import HEAD
 from tests import application
 from tests.migrations.common import SCHEMAS, alembic, differences, shapes
 from tests.migrations.conftest import OLD_ROW
@@ -179,7 +180,7 @@ def test_the_applications_own_version_table_is_left_alone(
     alembic(old_database, "upgrade", "head")
     for schema in ("public", "user_2"):
         assert old_connection.execute(f"SELECT * FROM {schema}.alembic_version").fetchall() == [("theirs",)]
-    assert old_connection.execute(f"SELECT * FROM user_2.{VERSION}").fetchall() == [("0001",)]
+    assert old_connection.execute(f"SELECT * FROM user_2.{VERSION}").fetchall() == [("0002",)]
 
 
 def test_schemas_that_only_look_like_tenants_are_not_touched(
@@ -204,6 +205,4 @@ def test_schemas_that_only_look_like_tenants_are_not_touched(
         "WHERE nspname = ANY (%s) AND relkind = 'r' GROUP BY 1",
         [[*strangers, *tenants]],
     ).fetchall()
-    assert {name: sorted(tables) for name, tables in found} == {
-        name: sorted((NEW, LEDGER, VERSION)) for name in tenants
-    }
+    assert {name: sorted(tables) for name, tables in found} == {name: sorted((*HEAD, VERSION)) for name in tenants}

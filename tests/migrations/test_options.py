@@ -87,7 +87,7 @@ def test_current_tells_what_is_recorded(old_database: str, old_connection: psyco
     assert alembic(old_database, "current").splitlines()[1:] == [
         "no record, 2 schemas: template_tenant, user_10",
         "beef, 1 schemas: user_1",
-        "0001 (head), 1 schemas",
+        "0002 (head), 1 schemas",
     ]
     assert old_connection.execute(f"SELECT * FROM user_1.{VERSION}").fetchall() == [("beef",)]
 

@@ -319,7 +319,7 @@ def test_a_part_of_theirs_is_no_clone(
     """Without a record, a table or an index of theirs under a later name is no evidence; nothing is taken for ours."""
     old_connection.execute(f"""
         CREATE TABLE {S}.{TABLE} (mine text); INSERT INTO {S}.{TABLE} VALUES ('kept');
-        CREATE INDEX ix_marketplace_job_stats_date ON user_10.{OLD} (date)""")
+        CREATE INDEX ix_marketplace_job_stats_total ON user_10.{OLD} (total_jobs)""")
     output = releases[2].alembic(old_database, "upgrade head", status=3)
     assert f"{S}: failed" in output
     assert "a revision makes it, and it is there already: if it is yours, rename it" in output
@@ -332,7 +332,7 @@ def test_a_revision_between_that_has_lost_something(
 ) -> None:
     """What the first and the last share is repaired; what only that revision can make is named, with the remedy."""
     third = releases[2]
-    third.alembic(old_database, "upgrade 0002")
+    third.alembic(old_database, "upgrade 0003")
     old_connection.execute(f"""
         ALTER TABLE {S}.{NEW} DROP COLUMN retry_count, DROP COLUMN date CASCADE;
         ALTER TABLE user_1.{NEW} DROP COLUMN {COLUMN}; DROP TABLE user_10.{NEW} CASCADE""")
@@ -350,10 +350,10 @@ def test_a_revision_between_that_has_lost_something(
 def test_a_revision_that_changes_a_type_under_the_view(
     old_database: str, old_connection: psycopg.Connection[Any], releases: list[Release], tmp_path: Any
 ) -> None:
-    """It is plain all the same: the view gives way and comes back as it was, up and down, from base and from 0001."""
+    """It is plain all the same: the view gives way and comes back as it was, up and down, from either side."""
     folder = tmp_path / "project"
     shutil.copytree(releases[1].folder, folder)
-    [revision] = (folder / "migrations" / "versions").glob("0002*.py")
+    [revision] = (folder / "migrations" / "versions").glob("0003*.py")
     for way, type_ in (("upgrade", "BigInteger"), ("downgrade", "Integer")):
         change = f'    op.alter_column("{NEW}", "total_jobs", type_=sa.{type_}())'
         function = f"def {way}_tenant() -> None:"
@@ -368,7 +368,7 @@ def test_a_revision_that_changes_a_type_under_the_view(
     assert "0 differences" in release.drift(old_database)
     for schema in (S, "user_1"):
         assert shapes(old_database)[schema].relations[NEW].columns["total_jobs"].type == "bigint"
-    release.alembic(old_database, "downgrade 0001")
+    release.alembic(old_database, "downgrade 0002")
     assert shapes(old_database)[S].relations[OLD].columns["total_jobs"].type == "integer"
     assert (RUN_ROLE, "SELECT") in shapes(old_database)[S].relations[OLD].grants
     release.alembic(old_database, "upgrade head")

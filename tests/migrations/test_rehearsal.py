@@ -52,7 +52,7 @@ def test_the_page_says_all_that_it_takes(
     assert "ALTER TABLE marketplace_job_stats ADD COLUMN annotated_count INTEGER;" in outputs[commands[0]]
     assert "5 schemas compared with the models, 0 differences" in outputs["python -m migrations.drift"]
     assert COLUMN in columns(old_connection, S)
-    assert records(old_connection) == {"0002"}
+    assert records(old_connection) == {"0003"}
 
 
 def test_any_revision_up_and_down(
@@ -64,27 +64,28 @@ def test_any_revision_up_and_down(
     for command, revision in (
         ("upgrade 0001", "0001"),
         ("upgrade +1", "0002"),
-        ("upgrade head", "0003"),
         ("upgrade +1", "0003"),
-        ("downgrade -1", "0002"),
+        ("upgrade head", "0004"),
+        ("upgrade +1", "0004"),
+        ("downgrade -1", "0003"),
         ("downgrade 0001", "0001"),
-        ("upgrade 0003", "0003"),
-        ("upgrade 0001", "0003"),
+        ("upgrade 0004", "0004"),
+        ("upgrade 0001", "0004"),
         ("downgrade base", None),
         ("downgrade -1", None),
-        ("upgrade head", "0003"),
-        ("downgrade 0002", "0002"),
-        ("upgrade heads", "0003"),
+        ("upgrade head", "0004"),
+        ("downgrade 0003", "0003"),
+        ("upgrade heads", "0004"),
     ):
         output = third.alembic(old_database, command)
         assert "0 failed" in output, (command, output)
         assert records(old_connection) == ({revision} if revision else set()), command
-        assert bool(columns(old_connection, S, TABLE)) == (revision == "0003"), command
-        assert (COLUMN in columns(old_connection, S)) == (revision in ("0002", "0003")), command
+        assert bool(columns(old_connection, S, TABLE)) == (revision == "0004"), command
+        assert (COLUMN in columns(old_connection, S)) == (revision in ("0003", "0004")), command
         assert count(old_connection, f"{S}.{OLD}") == 1, command
-    assert third.alembic(old_database, "current").splitlines()[1:] == ["0003 (head), 4 schemas"]
+    assert third.alembic(old_database, "current").splitlines()[1:] == ["0004 (head), 4 schemas"]
     for command in ("history", "heads"):
-        assert "0003" in third.alembic(old_database, command)
+        assert "0004" in third.alembic(old_database, command)
     assert "0 differences" in third.drift(old_database)
     assert "0 done, 4 already there" in third.alembic(old_database, "upgrade head")
 
@@ -114,7 +115,7 @@ def test_clones_of_the_new_template_are_adopted(
     output = releases[2].alembic(old_database, "upgrade head")
     assert "8 schemas: 3 done, 5 already there" in output
     assert "0 differences" in releases[2].drift(old_database)
-    assert records(old_connection) == {"0003"}
+    assert records(old_connection) == {"0004"}
     assert old_connection.execute(f"SELECT {COLUMN} FROM user_20.{NEW}").fetchall() == [(7,)]
     # A clone that no upgrade has seen goes back with the others.
     application.clone_tenant(old_connection, "user_24", ("marketplace_jobs", NEW, LEDGER, TABLE))
@@ -134,7 +135,7 @@ def test_what_was_lost_is_made_again(
         INSERT INTO {S}.{NEW} (action_type_id, date, total_jobs) VALUES (1, '2025-06-02', 1);
         INSERT INTO {S}.{LEDGER} SELECT '2025-06-03', {day.replace(" 1, 0, 1,", " 0, 0, 0,")};
         ALTER TABLE {S}.{NEW} DROP COLUMN {COLUMN}, DROP COLUMN duration_sum_ms;
-        DROP INDEX user_1.ix_marketplace_job_stats_date; DROP TABLE user_10.{TABLE};
+        DROP INDEX user_1.ix_marketplace_job_stats_total; DROP TABLE user_10.{TABLE};
         ALTER TABLE marketplace_stats.marketplace_daily_summary DROP COLUMN annotated_count""")
     assert "4 schemas compared" not in releases[2].drift(old_database, status=1)
     dry = releases[2].alembic(old_database, "-x dry_run=yes upgrade head")
@@ -149,7 +150,7 @@ def test_a_dry_run_prints_every_revision_to_come(
 ) -> None:
     """Promise 11: what it prints, run by hand, is what the upgrade does; from the old table, and from a revision."""
     releases[0].alembic(old_database, f"-x tenant={S} upgrade head")
-    for tenant, headings in ((S, 2), ("user_10", 3)):
+    for tenant, headings in ((S, 2), ("user_10", 4)):
         output = releases[2].alembic(old_database, f"-x dry_run=yes -x tenant={tenant} upgrade head")
         assert output.count("-- Running upgrade") == headings
         script = output.partition(f"\n-- {tenant}: ")[2].partition("\n")[2].partition("\nDry run, nothing was")[0]
@@ -173,13 +174,13 @@ def test_older_and_newer_code_take_turns(
             assert "5 schemas: 0 done, 0 already there, 0 skipped, 5 failed" in output
             errors = {entry["error"] for entry in json.loads(report.read_text())["schemas"]}
             assert errors == {
-                "the version record names revision 0003, which this release does not have",
-                "it has no record, and that of the template or of our own schema names revision 0003, which this "
+                "the version record names revision 0004, which this release does not have",
+                "it has no record, and that of the template or of our own schema names revision 0004, which this "
                 "release does not have",
             }
-    assert records(old_connection) == {"0003"}
+    assert records(old_connection) == {"0004"}
     assert "5 schemas: 1 done, 4 already there" in third.alembic(old_database, "upgrade head")
-    third.alembic(old_database, "downgrade 0001")
+    third.alembic(old_database, "downgrade 0002")
     assert "5 schemas: 0 done, 5 already there" in first.alembic(old_database, "upgrade head")
     assert "0 differences" in first.drift(old_database)
     second.alembic(old_database, "upgrade head")
@@ -191,12 +192,12 @@ def test_older_and_newer_code_take_turns(
 def test_tenants_that_an_older_release_has_stamped_over_are_found(
     old_database: str, old_connection: psycopg.Connection[Any], releases: list[Release]
 ) -> None:
-    """A record of 0001 over the tables of 0003, as a release before this one could leave it, is put right."""
+    """A record of 0001 over the tables of 0004, as a release before this one could leave it, is put right."""
     releases[2].alembic(old_database, "upgrade head")
     for schema in ("template_tenant", "user_1", S, "user_10", "marketplace_stats"):
         old_connection.execute(f"UPDATE {schema}.{VERSION} SET version_num = '0001'")
     releases[2].alembic(old_database, "upgrade head")
-    assert records(old_connection) == {"0003"}
+    assert records(old_connection) == {"0004"}
     assert "0 differences" in releases[2].drift(old_database)
 
 
@@ -236,7 +237,7 @@ def test_a_revision_that_leaves_its_transaction_is_refused(
     """A tenant must not be left between; nothing is done."""
     folder = tmp_path / "project"
     shutil.copytree(releases[1].folder, folder)
-    [revision] = (folder / "migrations" / "versions").glob("0002*.py")
+    [revision] = (folder / "migrations" / "versions").glob("0003*.py")
     text = revision.read_text()
     block = "    with op.get_context().autocommit_block():\n    "
     revision.write_text(text.replace("    op.add_column", f"{block}    op.add_column"))

@@ -24,7 +24,7 @@ def test_up_down_up(old_database: str, old_connection: psycopg.Connection[Any]) 
     """The summary comes, goes and comes again, with its own version record; twice up does nothing."""
     alembic(old_database, "upgrade", "head")
     assert exists(old_connection, SUMMARY)
-    assert versions(old_connection) == [("0001",)]
+    assert versions(old_connection) == [("0002",)]
     oid = old_connection.execute("SELECT %s::regclass::oid", [SUMMARY]).fetchone()
     alembic(old_database, "upgrade", "head")
     assert old_connection.execute("SELECT %s::regclass::oid", [SUMMARY]).fetchone() == oid

@@ -276,7 +276,7 @@ def test_an_unknown_revision_on_canonical_tables_is_refused(
         assert old_connection.execute(f"SELECT * FROM {S}.{VERSION}").fetchall() == [("beef",)]
     old_connection.execute(f"DELETE FROM {S}.{VERSION}")
     alembic(old_database, "upgrade", "head")
-    assert old_connection.execute(f"SELECT * FROM {S}.{VERSION}").fetchall() == [("0001",)]
+    assert old_connection.execute(f"SELECT * FROM {S}.{VERSION}").fetchall() == [("0002",)]
 
 
 def test_a_migrated_tenant_that_was_changed_is_repaired(
