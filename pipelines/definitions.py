@@ -32,7 +32,9 @@ SOON = {"dagster/priority": "1"}
 def build_defs(settings: Settings) -> dg.Definitions:
     """The definitions for one database; the same for production and for tests. Connects to nothing."""
     partitions = day_partitions(settings)
-    stats = build_marketplace_job_stats(partitions, settings.sweep_days, settings.key_prefix)
+    stats = build_marketplace_job_stats(
+        partitions, settings.sweep_days, settings.key_prefix, failure_reasons=settings.failure_reasons
+    )
     ledger = build_ledger(settings.key_prefix)
     yesterday_check = build_yesterday_check(partitions, ledger.key)
     job = dg.define_asset_job(

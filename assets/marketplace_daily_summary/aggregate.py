@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from psycopg import sql
 
 from assets.marketplace_daily_summary.table import COLUMNS, KEY
-from assets.marketplace_job_stats.aggregate import COUNTS
+from assets.marketplace_job_stats.stats import COUNTS
 from models.stats import MarketplaceJobStats
 from pipelines import sketch
 from pipelines.action_types import UNKNOWN
