@@ -172,8 +172,8 @@ INSERT = Statement(
 )
 """Writes the stats of days of which nothing is stored; returns a row per day with how many."""
 
-# A stored row that is younger than the ledger's entry was written by somebody else. Rows that only have numbers now
-# that an older definition did not know are no change of anything that anybody has seen.
+# A stored row that is younger than the ledger's entry was written by somebody else. Where a row only gets numbers that
+# were unknown before, or where a new definition leaves its two numbers as they are, nobody has seen anything change.
 UPDATE = Statement(
     """
     WITH difference AS MATERIALIZED (
@@ -181,7 +181,8 @@ UPDATE = Statement(
                coalesce(counted.action_type_id, stored.action_type_id) AS key_action_type_id,
                coalesce(counted.marketplace, stored.marketplace) AS key_marketplace,
                counted.*, stored.id AS stored_id, stored.total_jobs AS total_jobs_before,
-               stored.failure_count AS failure_count_before, stored.xmin AS stored_xmin
+               stored.failure_count AS failure_count_before, stored.xmin AS stored_xmin,
+               counted.date IS NULL OR stored.date IS NULL OR {known_differs} AS has_changed
           FROM ({counted}) AS counted
           FULL JOIN (SELECT xmin, id, date, action_type_id, marketplace::text AS marketplace, {numbers}
                        FROM {schema}.marketplace_job_stats
@@ -227,8 +228,9 @@ UPDATE = Statement(
                     WHEN ledger.definition < %(definition)s THEN 'definition'
                     WHEN change.date IS NULL THEN 'overwritten'
                     ELSE 'jobs' END)) AS why (cause)
-         WHERE cause <> 'definition'
-            OR (total_jobs_before, failure_count_before) IS DISTINCT FROM (total_jobs, failure_count)
+         WHERE has_changed
+           AND (cause <> 'definition'
+                OR (total_jobs_before, failure_count_before) IS DISTINCT FROM (total_jobs, failure_count))
         RETURNING date, action_type_id, marketplace, cause, total_jobs_before, total_jobs_after, failure_count_before,
                   failure_count_after, late_count, corrected_count, moved_in_count, moved_out_count, forgotten_count
     )
@@ -248,6 +250,9 @@ UPDATE = Statement(
     columns=", ".join((*KEY, *NUMBERS)),
     numbers=", ".join(NUMBERS),
     differs=" OR ".join(f"counted.{name} IS DISTINCT FROM stored.{name}" for name in NUMBERS),
+    known_differs=" OR ".join(
+        f"stored.{name} IS NOT NULL AND counted.{name} IS DISTINCT FROM stored.{name}" for name in NUMBERS
+    ),
     assignments=", ".join(f"{name} = difference.{name}" for name in NUMBERS),
 )
 """Makes the stored rows of these days what their facts say, and notes changes of settled days in the journal.
