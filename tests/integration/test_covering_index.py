@@ -12,7 +12,8 @@ from sqlalchemy.sql import visitors
 
 from assets.marketplace_job_stats.aggregate import counted_rows, days, finished_jobs, jobs
 from assets.marketplace_job_stats.upsert import difference, first_rows, ledger, stats
-from pipelines.covering_index import INCLUDED, KEY, NAME, Action, Report, carry_out
+from pipelines.covering_index.index import INCLUDED, KEY, NAME
+from pipelines.covering_index.tenants import Action, Report, carry_out
 from pipelines.definitions import build_defs
 from pipelines.partitions import Window, day_partitions
 from pipelines.settings import Settings, UsageError
