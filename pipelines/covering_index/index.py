@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -10,26 +11,47 @@ from models.sources import MarketplaceJob
 from pipelines.tenants import quoted
 
 TABLE = MarketplaceJob.__tablename__
-NAME = "ix_marketplace_jobs_completed_at_covering"
+# Not the name that earlier releases gave: the two stand side by side while the one replaces the other.
+NAME = "ix_marketplace_jobs_completed_at_facts"
 KEY = "completed_at"
-# All that the aggregate reads of a job, in the order that leaves no gaps between the values: 8 bytes, 4 bytes, text.
-INCLUDED = ("started_at", "id", "action_type_id", "retry_count", "status", "marketplace")
+# All that a run reads of each job, in the order that leaves no gaps between the values: 8 bytes, 4 bytes, text. Never
+# free text: a run looks that up by the primary key, for the failed jobs only.
+INCLUDED = ("started_at", "created_at", "id", "action_type_id", "retry_count", "status", "marketplace")
+# What an index lacks that an earlier release built.
+LACKING = "created_at"
 # Any comparison of the key implies this condition, whatever type the status has; one on the status would not be proven.
 CONDITION = f"{KEY} IS NOT NULL"
+
+SESSION: dict[str, Any] = {
+    "search_path": "pg_catalog",  # So that nothing that a tenant's owner has made is found by a name or an operator.
+    "quote_all_identifiers": "off",  # So that conditions are written alike.
+}
+"""The settings that a session needs which works on the index."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a schema has: the names of the indexes that are this one, whole or left by a build that did not end.
+    """What a schema has: the names of the indexes that are this one, of its older shape, or left by an interruption.
 
     `size_bytes` is that of all of them; `estimate_bytes` that of a new one, None if nobody has analyzed the table.
     """
 
     has_table: bool = True
-    whole: tuple[str, ...] = ()
+    current: tuple[str, ...] = ()
+    older: tuple[str, ...] = ()
     left_over: tuple[str, ...] = ()
     size_bytes: int = 0
     estimate_bytes: int | None = None
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is a table without a valid index of the current shape."""
+        return self.has_table and not self.current
+
+    @property
+    def obsolete(self) -> tuple[str, ...]:
+        """What a build drops."""
+        return (*self.left_over, *self.older)
 
 
 # The table, if it is one, and how large the index on it would be: entries of 8 bytes and their values, in steps of 8,
@@ -47,25 +69,29 @@ _TABLE = sa.text("""
      CROSS JOIN LATERAL (SELECT page, pg_relation_size(c.oid) / page AS pages
                            FROM (SELECT current_setting('block_size')::bigint) AS setting (page)) AS size
      CROSS JOIN LATERAL (SELECT count(*) AS known, sum(avg_width) AS width,
-                                min(1 - null_frac) FILTER (WHERE attname = :key) AS filled
+                                min(1 - null_frac) FILTER (WHERE attname = CAST(:key AS text)) AS filled
                            FROM pg_stats
                           WHERE schemaname = n.nspname AND tablename = c.relname AND NOT inherited
-                            AND attname = ANY (:columns)) AS stats
-     WHERE n.nspname = :schema AND c.relname = :table AND c.relkind IN ('r', 'p')
+                            AND attname = ANY (CAST(:columns AS text[]))) AS stats
+     WHERE n.nspname = CAST(:schema AS text) AND c.relname = CAST(:table AS text) AND c.relkind IN ('r', 'p')
 """).bindparams(table=TABLE, key=KEY, columns=[KEY, *INCLUDED], count=1 + len(INCLUDED))
 
-# Its indexes that are this one. A clone's has a name of PostgreSQL's choice, so only what they are is looked at.
+# Its indexes that are this one, of either shape. A clone's has a name of PostgreSQL's choice, so only what they are is
+# looked at: the key comes first among the columns, then the others by their names.
 _INDEXES = sa.text("""
-    SELECT c.relname AS name, i.indisvalid AS is_whole, pg_relation_size(c.oid) AS size_bytes
+    SELECT c.relname::text AS name, i.indisvalid AS is_valid, pg_relation_size(c.oid) AS size_bytes,
+           columns.names = CAST(:columns AS text[]) AS is_current
       FROM pg_index i
       JOIN pg_class c ON c.oid = i.indexrelid
       JOIN pg_am am ON am.oid = c.relam AND am.amname = 'btree'
+     CROSS JOIN LATERAL (SELECT array_agg(a.attname::text ORDER BY a.attnum <> i.indkey[0], a.attname) AS names
+                           FROM pg_attribute a
+                          WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)) AS columns
      WHERE i.indrelid = :oid AND NOT i.indisunique AND i.indnkeyatts = 1
-       AND pg_get_expr(i.indpred, i.indrelid) = :condition
-       AND (SELECT array_agg(a.attname::text ORDER BY a.attnum <> i.indkey[0], a.attname) FROM pg_attribute a
-             WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)) = :columns
+       AND pg_get_expr(i.indpred, i.indrelid) = CAST(:condition AS text)
+       AND columns.names IN (CAST(:columns AS text[]), array_remove(CAST(:columns AS text[]), CAST(:lacking AS text)))
      ORDER BY c.relname
-""").bindparams(condition=f"({CONDITION})", columns=[KEY, *sorted(INCLUDED)])
+""").bindparams(condition=f"({CONDITION})", columns=[KEY, *sorted(INCLUDED)], lacking=LACKING)
 
 
 def look(connection: sa.Connection, schema: str) -> Found:
@@ -75,40 +101,43 @@ def look(connection: sa.Connection, schema: str) -> Found:
         return Found(has_table=False)
     indexes = connection.execute(_INDEXES, {"oid": table.oid}).all()
     return Found(
-        has_table=True,
-        whole=tuple(index.name for index in indexes if index.is_whole),
-        left_over=tuple(index.name for index in indexes if not index.is_whole),
+        current=tuple(index.name for index in indexes if index.is_valid and index.is_current),
+        older=tuple(index.name for index in indexes if index.is_valid and not index.is_current),
+        left_over=tuple(index.name for index in indexes if not index.is_valid),
         size_bytes=sum(index.size_bytes for index in indexes),
         estimate_bytes=table.estimate_bytes,
     )
 
 
-def build(connection: sa.Connection, schema: str) -> bool:
-    """Builds it where it is missing, after what an interrupted build has left is gone; whether there was a need to."""
+def build(connection: sa.Connection, schema: str) -> None:
+    """Builds it where it is missing, and drops what is of the older shape or left over."""
     found = look(connection, schema)
     _drop(connection, schema, found.left_over)
-    if not found.has_table or found.whole:
-        return bool(found.left_over)
-    try:
-        connection.exec_driver_sql(
-            f"CREATE INDEX CONCURRENTLY {NAME} ON {quoted(schema)}.{TABLE} ({KEY}) "
-            f"INCLUDE ({', '.join(INCLUDED)}) WHERE {CONDITION}"
-        )
-    except sa.exc.DBAPIError:
-        # What failed halfway may cost every write something. If it cannot be dropped now, the next build does it.
-        with suppress(sa.exc.SQLAlchemyError):
-            _drop(connection, schema, look(connection, schema).left_over)
-        raise
-    return True
+    if found.is_missing:
+        try:
+            connection.exec_driver_sql(
+                f"CREATE INDEX CONCURRENTLY {NAME} ON {quoted(schema)}.{TABLE} ({KEY}) "
+                f"INCLUDE ({', '.join(INCLUDED)}) WHERE {CONDITION}"
+            )
+        except sa.exc.DBAPIError:
+            # What failed halfway may cost every write something. If it cannot be dropped now, the next build does it.
+            with suppress(sa.exc.SQLAlchemyError):
+                _drop(connection, schema, look(connection, schema).left_over)
+            raise
+    # Last, so that at no time there is none to find a day by.
+    _drop(connection, schema, found.older)
 
 
-def drop(connection: sa.Connection, schema: str) -> bool:
-    """Drops it, under whatever name and whether whole or not; whether there was one."""
+def drop(connection: sa.Connection, schema: str) -> None:
+    """Drops it, of whatever name and shape, and whether valid or not."""
     found = look(connection, schema)
-    _drop(connection, schema, (*found.whole, *found.left_over))
-    return bool(found.whole or found.left_over)
+    _drop(connection, schema, (*found.obsolete, *found.current))
 
 
 def _drop(connection: sa.Connection, schema: str, names: Sequence[str]) -> None:
     for name in names:
-        connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY IF EXISTS {quoted(schema)}.{quoted(name)}")
+        # The driver would take a percent sign in the name for a parameter, if there were parameters.
+        connection.exec_driver_sql(
+            f"DROP INDEX CONCURRENTLY IF EXISTS {quoted(schema)}.{quoted(name)}",
+            execution_options={"no_parameters": True},
+        )

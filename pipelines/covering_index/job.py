@@ -10,11 +10,12 @@ from pipelines.settings import UsageError
 
 DESCRIPTION = f"""
 Builds, drops or shows the optional index `{NAME}` on the application's jobs, in the template and in every tenant, as
-the role of `MIGRATION_DATABASE_URL`. With it, a day is read from the index alone. Start it with `show`: it tells how
+the role of `MIGRATION_DATABASE_URL`. With it, a day is read from the index alone. Start it with `show`: it says how
 large the index would be. Then with `build`, when no long transaction is open, such as a dump or the nightly run.
 
-*When it is red*, some schemas failed: each is named with the reason and the remedy. The others are done. Mend what it
-says, and run it again: it goes on where it was, and replaces what an interrupted build has left.
+*When it is red*, some schemas failed: each is named with the reason and the remedy. The others are done. Correct what
+it says, and run it again: it goes on where it was. A build replaces an index that an earlier release built, and what an
+interrupted build or drop has left.
 """
 
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import sqlalchemy as sa
 
-from pipelines.covering_index.index import TABLE, Found, build, drop, look
+from pipelines.covering_index.index import LACKING, SESSION, TABLE, Found, build, drop, look
 from pipelines.database import connected, conninfo, create_engine, server_and_database
 from pipelines.settings import Settings, UsageError
 from pipelines.tenants import TEMPLATE_SCHEMA, find_schemas
@@ -46,10 +46,11 @@ class Report:
     def numbers(self) -> dict[str, int]:
         """Numbers of schemas, and bytes."""
         tables = [one for one in self.found.values() if one.has_table]
-        missing = [one for one in tables if not one.whole]
+        missing = [one for one in tables if one.is_missing]
         return {
             "with_the_index": len(tables) - len(missing),
             "without": len(missing),
+            "of_older_shape": sum(bool(one.older) for one in tables),
             "interrupted_builds": sum(bool(one.left_over) for one in tables),
             "without_table": len(self.found) - len(tables),
             "size_bytes": sum(one.size_bytes for one in tables),
@@ -59,18 +60,25 @@ class Report:
 
     def sentences(self) -> list[str]:
         """The same for people."""
-        told = self.numbers()
+        numbers = self.numbers()
         lines = [
-            f"{len(self.found)} schemas: {told['with_the_index']} have the index, {told['without']} do not, "
-            f"{told['without_table']} have no {TABLE}",
-            f"It takes {_megabytes(told['size_bytes'])} now",
+            f"{len(self.found)} schemas: {numbers['with_the_index']} have the index, {numbers['without']} do not, "
+            f"{numbers['without_table']} have no {TABLE}",
+            f"It takes {_megabytes(numbers['size_bytes'])} now",
         ]
-        if told["interrupted_builds"]:
-            lines.append(f"{told['interrupted_builds']} have what an interrupted build has left; a build replaces it")
-        if told["without"]:
-            lines.append(f"Where it is missing, it would take about {_megabytes(told['estimate_bytes'])}")
-        if told["never_analyzed"]:
-            lines.append(f"But {told['never_analyzed']} tables were never analyzed, and are not in that: ANALYZE them")
+        if count := numbers["of_older_shape"]:
+            names = [f"{schema}.{name}" for schema, one in self.found.items() for name in one.older]
+            more = f", and {len(names) - 3} more" if len(names) > 3 else ""
+            lines.append(
+                f"{count} have one of an older shape: lacks {LACKING} ({', '.join(names[:3])}{more}); "
+                "a build replaces it"
+            )
+        if count := numbers["interrupted_builds"]:
+            lines.append(f"{count} have what an interrupted build or drop has left; a build replaces it")
+        if numbers["without"]:
+            lines.append(f"Where it is missing, it would take about {_megabytes(numbers['estimate_bytes'])}")
+        if count := numbers["never_analyzed"]:
+            lines.append(f"But {count} tables were never analyzed, and are not in that: ANALYZE them")
         return lines
 
 
@@ -89,6 +97,7 @@ def carry_out(
         lock_timeout=settings.lock_timeout_ms,
         statement_timeout=settings.statement_timeout_ms,
         idle_session_timeout=0,  # It waits for an answer.
+        **SESSION,
     ).execution_options(isolation_level="AUTOCOMMIT")
     with connected(engine, where) as connection:
         report = Report(server_and_database(connection))
@@ -107,7 +116,8 @@ def carry_out(
                 raise UsageError(f"Another build or drop goes on in {report.database}: wait for it to end.")
 
             def change(schema: str) -> None:
-                report.changed += work(connection, schema)
+                work(connection, schema)
+                report.changed += 1
 
             # One after the other: builds of partial indexes wait for each other's snapshots, and for everybody's.
             _each(connection, schemas, report, change, say)
@@ -119,8 +129,8 @@ def carry_out(
 
 def _has_work(action: Action, one: Found) -> bool:
     if action == Action.build:
-        return one.has_table and bool(one.left_over or not one.whole)
-    return action == Action.drop and bool(one.whole or one.left_over)
+        return one.is_missing or bool(one.obsolete)
+    return action == Action.drop and bool(one.current or one.obsolete)
 
 
 def _each(
@@ -142,7 +152,7 @@ def _each(
                     f"{reason}. Give the same command again; what is done is done."
                 ) from None
             sqlstate = getattr(error.orig, "sqlstate", None) or ""
-            remedy = _REMEDIES.get(sqlstate, "mend what the message says, then give the same command again")
+            remedy = _REMEDIES.get(sqlstate, "correct what the message says, then give the same command again")
             report.failed[schema] = f"{reason} (SQLSTATE {sqlstate}): {remedy}"
         if (number - 1) * 10 // len(schemas) < number * 10 // len(schemas):
             say(f"{number} of {len(schemas)} schemas")
