@@ -258,7 +258,7 @@ def test_an_interrupted_replacement_goes_on(
 
 def test_nothing_of_an_owner_runs(owner: str, database: str, connection: psycopg.Connection[Any]) -> None:
     """Functions and operators in a tenant's schema that fit better than those of PostgreSQL are not found, though the
-    database's search path begins there; nor does a setting of how expressions are shown hide an index."""
+    database's search path has it before pg_catalog. Nor does a setting of how expressions are shown hide an index."""
     build_older(connection, "user_2")
     connection.execute("""
         CREATE FUNCTION user_1.trap(name, varchar) RETURNS boolean LANGUAGE plpgsql
@@ -267,10 +267,14 @@ def test_nothing_of_an_owner_runs(owner: str, database: str, connection: psycopg
             AS $$ BEGIN RAISE 'trapped by = of texts'; END $$;
         CREATE FUNCTION user_1.pg_relation_size(oid) RETURNS bigint LANGUAGE plpgsql
             AS $$ BEGIN RAISE 'trapped by a function'; END $$;
+        CREATE FUNCTION user_1.set_config(text, text, boolean) RETURNS text LANGUAGE plpgsql
+            AS $$ BEGIN RAISE 'trapped by a setting'; END $$;
+        CREATE FUNCTION user_1.current_setting(text) RETURNS text LANGUAGE plpgsql
+            AS $$ BEGIN RAISE 'trapped by reading a setting'; END $$;
         CREATE OPERATOR user_1.= (LEFTARG = name, RIGHTARG = varchar, FUNCTION = user_1.trap);
         CREATE OPERATOR user_1.= (LEFTARG = text, RIGHTARG = varchar, FUNCTION = user_1.trap)""")
     name = sql.Identifier(connection.info.dbname)
-    connection.execute(sql.SQL("ALTER DATABASE {} SET search_path = user_1, public").format(name))
+    connection.execute(sql.SQL("ALTER DATABASE {} SET search_path = user_1, pg_catalog").format(name))
     connection.execute(sql.SQL("ALTER DATABASE {} SET quote_all_identifiers = on").format(name))
     report, said = do(Action.build)
     assert (report.changed, report.failed) == (4, {}), said
