@@ -106,10 +106,11 @@ def _set_parameters(connection: psycopg.Connection[Any], parameters: Mapping[str
     if not parameters:
         return
     connection.autocommit = True
-    calls = sql.SQL(", ").join([sql.SQL("set_config(%s, %s, false)")] * len(parameters))
+    # By their full names: until a search path is set, it may be one on which a tenant's schema comes before pg_catalog.
+    calls = sql.SQL(", ").join([sql.SQL("pg_catalog.set_config(%s, %s, false)")] * len(parameters))
     given = [text for item in parameters.items() for text in item]
     wanted = connection.execute(sql.SQL("SELECT {}").format(calls), given).fetchone()
-    calls = sql.SQL(", ").join([sql.SQL("current_setting(%s)")] * len(parameters))
+    calls = sql.SQL(", ").join([sql.SQL("pg_catalog.current_setting(%s)")] * len(parameters))
     found = connection.execute(sql.SQL("SELECT {}").format(calls), list(parameters)).fetchone()
     connection.autocommit = False
     if found != wanted:

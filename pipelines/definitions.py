@@ -12,7 +12,7 @@ from assets.marketplace_job_stats.checks import build_yesterday_check
 from assets.marketplace_report.asset import build_marketplace_report
 from assets.sources import build_sources
 from pipelines.alerts import build_alert_sensor
-from pipelines.covering_index import covering_index_job
+from pipelines.covering_index.job import covering_index_job
 from pipelines.migration import build_migration_schedule, migrate_tenants_job
 from pipelines.partitions import day_partitions
 from pipelines.resources import TenantDatabase
