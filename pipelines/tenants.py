@@ -22,7 +22,6 @@ from models.stats import (
     MarketplaceJobStats,
     MarketplaceJobStatsChange,
     MarketplaceJobStatsDay,
-    StatsBase,
 )
 from pipelines.database import server_and_database
 from pipelines.settings import UsageError
@@ -34,11 +33,12 @@ TEMPLATE_SCHEMA = "template_tenant"
 """What the application clones for a new customer: migrated like a tenant, never aggregated."""
 
 _JOBS, _TASKS, _OLD_JOBS = MarketplaceJob.__tablename__, MarketplaceTask.__tablename__, "vinted_jobs"
-_KEYS = {
-    table.name: tuple(key.name for key in table.primary_key)
-    for table in (MarketplaceJobFact.__table__, MarketplaceJobStatsDay.__table__, MarketplaceJobStatsChange.__table__)
-} | {MarketplaceJobStats.__tablename__: KEY}
-_TARGETS = {table.name: table for table in StatsBase.metadata.sorted_tables if table.name in _KEYS}
+_TARGETS = {
+    model.__tablename__: model.__table__
+    for model in (MarketplaceJobStats, MarketplaceJobStatsDay, MarketplaceJobFact, MarketplaceJobStatsChange)
+}
+_KEYS = {name: tuple(key.name for key in table.primary_key) for name, table in _TARGETS.items()}
+_KEYS[MarketplaceJobStats.__tablename__] = KEY  # By which its rows are found; the primary key says nothing.
 
 
 def quoted(name: str) -> str:

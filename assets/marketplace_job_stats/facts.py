@@ -63,21 +63,23 @@ _SOURCE = """
       FROM {{schema}}.marketplace_jobs AS job {tasks}
      WHERE job.status::text IN {finished} AND {chosen}"""
 
-_TASK_SUMS = """count(*)::integer AS task_count,
-               (count(*) FILTER (WHERE status::text = 'success'))::integer AS task_success_count,
-               (count(*) FILTER (WHERE status::text IN ('failed', 'timeout')))::integer AS task_failure_count,
-               coalesce(sum(retry_count) FILTER (WHERE status::text IN ('success', 'failed', 'timeout')), 0)
-                   AS task_retry_count"""
+# With the table named at each column: one that it lacks would be taken from the job.
+_TASK_STATUS = "marketplace_tasks.status::text"
+_TASK_SUMS = f"""count(*)::integer AS task_count,
+               (count(*) FILTER (WHERE {_TASK_STATUS} = 'success'))::integer AS task_success_count,
+               (count(*) FILTER (WHERE {_TASK_STATUS} IN ('failed', 'timeout')))::integer AS task_failure_count,
+               coalesce(sum(marketplace_tasks.retry_count)
+                            FILTER (WHERE {_TASK_STATUS} IN ('success', 'failed', 'timeout')), 0) AS task_retry_count"""
 _TASKS = {
     # For a long window all tasks are read once; for a few jobs theirs are looked up.
     "scan": f"""
-      LEFT JOIN (SELECT job_id, {_TASK_SUMS}
-                   FROM {{schema}}.marketplace_tasks GROUP BY job_id) AS task
+      LEFT JOIN (SELECT marketplace_tasks.job_id, {_TASK_SUMS}
+                   FROM {{schema}}.marketplace_tasks GROUP BY marketplace_tasks.job_id) AS task
              ON task.job_id = job.id AND job.status::text IN {RAN}""",
     "lookup": f"""
       LEFT JOIN LATERAL (SELECT {_TASK_SUMS}
                            FROM {{schema}}.marketplace_tasks
-                          WHERE job_id = job.id AND job.status::text IN {RAN}) AS task ON true""",
+                          WHERE marketplace_tasks.job_id = job.id AND job.status::text IN {RAN}) AS task ON true""",
     "none": "",
 }
 
@@ -117,6 +119,10 @@ def _keeps_tasks(tasks: str) -> str:
     )
 
 
+# Whether the source holds the job of a fact; looked up one by one, where EXISTS might read the whole table.
+_IS_THERE = """(SELECT true FROM {schema}.marketplace_jobs AS job
+                             WHERE job.id = fact.job_id AND job.created_at = fact.created_at LIMIT 1)"""
+
 _COMPARED = tuple(name for name in COLUMNS if name not in ("job_id", "created_at", *TASK_NUMBERS))
 _DIFFERS = " OR ".join(f"fact.{name} IS DISTINCT FROM source.{name}" for name in _COMPARED)
 _TASKS_DIFFER = " OR ".join(f"fact.{name} IS DISTINCT FROM source.{name}" for name in TASK_NUMBERS)
@@ -144,8 +150,7 @@ def compare(tasks: str, reasons: bool) -> Statement:
                      ON fact.job_id = source.job_id AND fact.created_at = source.created_at
              WHERE CASE WHEN source.job_id IS NULL
                         THEN fact.deleted_at IS NULL OR %(allow_shrink)s::boolean
-                             OR EXISTS (SELECT FROM {schema}.marketplace_jobs AS job
-                                         WHERE job.id = fact.job_id AND job.created_at = fact.created_at)
+                             OR {is_there}
                         WHEN fact.job_id IS NULL OR source.uncounted IS NOT NULL OR fact.deleted_at IS NOT NULL
                         THEN true
                         ELSE {differs} OR (NOT ({keeps_tasks}) AND ({tasks_differ})) END
@@ -172,6 +177,7 @@ def compare(tasks: str, reasons: bool) -> Statement:
          CROSS JOIN (SELECT count(*) AS number FROM written) AS inserted
          CROSS JOIN (SELECT count(*) AS number FROM difference WHERE change = 'new') AS new""",
         source=_source(tasks, window, reasons),
+        is_there=_IS_THERE,
         columns=", ".join(COLUMNS),
         known=KNOWN,
         differs=_DIFFERS,
@@ -217,9 +223,7 @@ def change(tasks: str, reasons: bool) -> Statement:
                    {keeps_tasks} AS keeps_tasks,
                    source.status IN {ran} AND fact.task_count > coalesce(source.task_count, 0) AS has_more_tasks,
                    {differs} OR (NOT ({keeps_tasks}) AND ({tasks_differ})) AS differs,
-                   source.job_id IS NULL AND NOT EXISTS (
-                       SELECT FROM {schema}.marketplace_jobs AS job
-                        WHERE job.id = fact.job_id AND job.created_at = fact.created_at) AS is_gone
+                   source.job_id IS NULL AND {is_there} IS NULL AS is_gone
               FROM {schema}.marketplace_job_facts AS fact
               LEFT JOIN source ON source.job_id = fact.job_id AND source.created_at = fact.created_at
              WHERE fact.job_id = ANY (%(ids)s::bigint[])
@@ -263,6 +267,7 @@ def change(tasks: str, reasons: bool) -> Statement:
          WHERE what IS NOT NULL AND CASE WHEN job_id IS NULL THEN NOT is_new ELSE is_new OR what = 'moved' END
          GROUP BY side.date, side.action_type_id, side.marketplace""",
         source=_source(tasks, by_id, reasons),
+        is_there=_IS_THERE,
         known=KNOWN,
         ran=RAN,
         keeps_tasks=_keeps_tasks(tasks),

@@ -4,7 +4,7 @@ Nothing but `pg_catalog` is on the search path when they run, so no function, op
 made can be found by one of their names: every table is named with its schema.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,8 +26,7 @@ class Statement:
         """The statement for this tenant."""
         return self._template.format(schema=sql.Identifier(schema)).as_string()
 
-    def run(self, connection: sa.Connection, schema: str, parameters: Mapping[str, Any]) -> Any:
-        """Its rows, of a connection within a transaction."""
-        driver: Any = connection.connection.driver_connection
-        cursor = driver.execute(self.text(schema), parameters, prepare=False)
-        return cursor.fetchall() if cursor.description else []
+    def run(self, connection: sa.Connection, schema: str, parameters: dict[str, Any]) -> Sequence[Any]:
+        """Its rows. Raises what SQLAlchemy makes of the database's errors."""
+        result = connection.exec_driver_sql(self.text(schema), parameters)
+        return result.all() if result.returns_rows else []

@@ -136,7 +136,7 @@ _SUMS = ", ".join(f"sum({name})::bigint AS {name}" for name in COUNTS)
 
 STORED = Statement(
     """
-    SELECT coalesce(stored.date, ledger.date), ledger.time_zone, ledger.outcome::text, ledger.definition,
+    SELECT coalesce(stored.date, ledger.date)::date, ledger.time_zone, ledger.outcome::text, ledger.definition,
            ledger.job_count, ledger.unknown_marketplace_count, ledger.no_start_count, ledger.bad_duration_count,
            ledger.row_count IS NOT DISTINCT FROM stored.row_count
                AND ledger.row_versions IS NOT DISTINCT FROM stored.row_versions,
@@ -166,7 +166,9 @@ INSERT = Statement(
         SELECT {columns}, now(), now() FROM ({counted}) AS counted
         RETURNING date
     )
-    SELECT date, count(*) AS inserted, 0 AS updated, 0 AS deleted, NULL::json AS changes FROM written GROUP BY date""",
+    SELECT date::date, count(*) AS inserted, 0 AS updated, 0 AS deleted, NULL::json AS changes
+      FROM written
+     GROUP BY date""",
     columns=", ".join((*KEY, *NUMBERS)),
     counted=COUNTED,
 )
@@ -234,7 +236,7 @@ UPDATE = Statement(
         RETURNING date, action_type_id, marketplace, cause, total_jobs_before, total_jobs_after, failure_count_before,
                   failure_count_after, late_count, corrected_count, moved_in_count, moved_out_count, forgotten_count
     )
-    SELECT key_date, count(*) FILTER (WHERE stored_id IS NULL) AS inserted,
+    SELECT key_date::date, count(*) FILTER (WHERE stored_id IS NULL) AS inserted,
            count(*) FILTER (WHERE stored_id IS NOT NULL AND date IS NOT NULL) AS updated,
            count(*) FILTER (WHERE date IS NULL) AS deleted,
            NULL::json AS changes
@@ -264,7 +266,7 @@ day with how many were written, and one without a date: how many lines the journ
 HELD_BACK = Statement(
     """
     WITH falling AS (
-        SELECT stored.date, bool_or(stored.computed_at IS NOT NULL AND {falls}) AS is_exact
+        SELECT stored.date, coalesce(bool_or(stored.computed_at IS NOT NULL AND {falls}), false) AS is_exact
           FROM {schema}.marketplace_job_stats AS stored
           LEFT JOIN ({counted}) AS counted
             ON counted.date = stored.date AND counted.action_type_id = stored.action_type_id
@@ -273,12 +275,13 @@ HELD_BACK = Statement(
          GROUP BY stored.date
         HAVING bool_or({falls})
     )
-    SELECT falling.date
+    SELECT falling.date::date
       FROM falling
       JOIN unnest(%(dates)s::date[], %(starts)s::timestamptz[]) AS day (date, starts_at) ON day.date = falling.date
      WHERE is_exact
-        OR NOT EXISTS (SELECT FROM {schema}.marketplace_jobs
-                        WHERE completed_at < day.starts_at AND isfinite(completed_at) AND status::text IN {finished})
+        OR NOT EXISTS (SELECT FROM {schema}.marketplace_jobs AS job
+                        WHERE job.completed_at < day.starts_at AND isfinite(job.completed_at)
+                          AND job.status::text IN {finished})
            AND EXISTS (SELECT FROM {schema}.marketplace_job_stats WHERE date < falling.date AND total_jobs > 0)
         OR 2 * (SELECT count(*) FROM {schema}.marketplace_job_facts
                  WHERE date = falling.date AND deleted_at IS NULL AND status IN {ran})
@@ -288,7 +291,7 @@ HELD_BACK = Statement(
     known=KNOWN,
     ran=RAN,
     # A stored null, from before the batch knew the column, is no number and cannot fall.
-    falls=" OR ".join(f"coalesce(coalesce(counted.{name}, 0) < stored.{name}, false)" for name in COUNTS),
+    falls="({})".format(" OR ".join(f"coalesce(counted.{name}, 0) < stored.{name}" for name in COUNTS)),
 )
 """Of these days, whose numbers no facts account for, those that must stay as they are: a number would fall, and it was
 exact, or the source is not evidently complete."""

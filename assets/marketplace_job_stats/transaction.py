@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from assets.marketplace_job_stats import facts, stats
+from assets.marketplace_job_stats.statement import Statement
 from assets.marketplace_job_stats.stats import COUNTS
 from models.stats import MarketplaceJobStats
 from pipelines.partitions import Days, Window
@@ -339,5 +340,5 @@ class _Tenant:
         for day in days:
             self._result.written.setdefault(day, (0, 0, 0))
 
-    def _run(self, statement: Any, parameters: Mapping[str, Any]) -> Any:
+    def _run(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Any]:
         return statement.run(self._connection, self._schema, parameters)

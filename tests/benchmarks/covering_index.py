@@ -18,9 +18,9 @@ import click
 import psycopg
 import pytest
 import sqlalchemy as sa
-
 from assets.marketplace_job_stats.aggregate import counted_rows, days, finished_jobs
 from assets.marketplace_job_stats.upsert import Order, stats, write_tenant
+
 from pipelines.covering_index.index import KEY, NAME
 from pipelines.covering_index.tenants import Action, carry_out
 from pipelines.partitions import Window, day_partitions
