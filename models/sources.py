@@ -30,6 +30,8 @@ class MarketplaceJob(SourceBase):
     retry_count: Mapped[int] = mapped_column(Integer, doc="How many times the job was tried again.")
     started_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), doc="When the job started.")
     completed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), doc="When the job ended: its day.")
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), doc="When the job was asked for.")
+    error_message: Mapped[str | None] = mapped_column(Text, doc="Why a failed job failed.")
 
 
 class MarketplaceTask(SourceBase):

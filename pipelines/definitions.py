@@ -7,10 +7,11 @@ import dagster as dg
 
 from assets.marketplace_daily_summary.asset import build_marketplace_daily_summary
 from assets.marketplace_daily_summary.table import SummaryTable
-from assets.marketplace_job_stats.asset import build_ledger, build_marketplace_job_stats
+from assets.marketplace_job_stats.asset import build_marketplace_job_stats
 from assets.marketplace_job_stats.checks import build_yesterday_check
 from assets.marketplace_report.asset import build_marketplace_report
 from assets.sources import build_sources
+from assets.tenant_tables import build_tenant_tables, ledger_key
 from pipelines.alerts import build_alert_sensor
 from pipelines.covering_index import covering_index_job
 from pipelines.migration import build_migration_schedule, migrate_tenants_job
@@ -33,8 +34,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
     """The definitions for one database; the same for production and for tests. Connects to nothing."""
     partitions = day_partitions(settings)
     stats = build_marketplace_job_stats(partitions, settings.sweep_days, settings.key_prefix)
-    ledger = build_ledger(settings.key_prefix)
-    yesterday_check = build_yesterday_check(partitions, ledger.key)
+    yesterday_check = build_yesterday_check(partitions, ledger_key(settings.key_prefix))
     job = dg.define_asset_job(
         "marketplace_job_stats_job",
         selection=[stats],
@@ -75,7 +75,11 @@ def build_defs(settings: Settings) -> dg.Definitions:
         statement_timeout_ms=settings.statement_timeout_ms,
     )
     return dg.Definitions(
-        assets=[*build_sources(settings.key_prefix), ledger, *dg.with_source_code_references([stats, summary, report])],
+        assets=[
+            *build_sources(settings.key_prefix),
+            *build_tenant_tables(settings.key_prefix),
+            *dg.with_source_code_references([stats, summary, report]),
+        ],
         asset_checks=[yesterday_check],
         jobs=[job, summary_job, report_job, check_job, migrate_tenants_job, covering_index_job],
         schedules=[*schedules, build_migration_schedule(settings)],

@@ -13,3 +13,6 @@ The flow, in order, for a range of days:
                 ledger; in another, reads the rows back and proves that they are what was counted;
 4. `report`     turns what came back into what Dagit shows.
 """
+
+DEFINITION = 2
+"""The definition of the numbers, as the ledger keeps it: raised when a number's meaning, or the columns, change."""
