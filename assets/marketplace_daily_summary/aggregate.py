@@ -36,7 +36,7 @@ _READ = (*(name for measure in MEASURES for name in measure.sketch), *SUMS)
 def batch_query(schemas: Sequence[str]) -> sa.Select[Any]:
     """What these tenants did, one row per key, with `action_name`, every column of SUMS, the sketches, top_failing, and
     how many of the active tenants have numbers of an older definition: in the row (`tenants_older_definition`), and on
-    the whole day (`tenants_older_on_date`).
+    the whole day (`tenants_older_on_date`, null if none has).
 
     Parameters: `first_date`, `last_date`; and as arrays `action_type_ids`, `action_codes`, `action_names`.
     """
@@ -63,20 +63,25 @@ def batch_query(schemas: Sequence[str]) -> sa.Select[Any]:
         .cte("rows")
     )
     key = [rows.c[name] for name in KEY]
-    older = sa.func.count(rows.c.tenant.distinct()).filter(rows.c.is_older)
+    tenants = sa.func.count(rows.c.tenant.distinct())
     sums = (
         sa.select(
             *key,
             sa.func.min(rows.c.action_name).label("action_name"),
-            sa.func.count(rows.c.tenant.distinct()).filter(rows.c.is_active).label("tenants_active"),
-            older.label("tenants_older_definition"),
+            tenants.filter(rows.c.is_active).label("tenants_active"),
+            tenants.filter(rows.c.is_older).label("tenants_older_definition"),
             *(sa.cast(sa.func.coalesce(sa.func.sum(rows.c[name]), 0), sa.BigInteger).label(name) for name in SUMS),
         )
         .group_by(*key)
         .subquery("sums")
     )
     # A tenant may be in several rows of a day, so the rows' numbers do not add up to the day's.
-    on_date = sa.select(rows.c.date, older.label("tenants_older_on_date")).group_by(rows.c.date).subquery("on_date")
+    on_date = (
+        sa.select(rows.c.date, tenants.label("tenants_older_on_date"))
+        .where(rows.c.is_older)
+        .group_by(rows.c.date)
+        .subquery("on_date")
+    )
     by_tenant = (
         sa.select(*key, rows.c.tenant, sa.func.sum(rows.c.failure_count).label("failures"))
         .where(rows.c.failure_count > 0)
@@ -95,7 +100,7 @@ def batch_query(schemas: Sequence[str]) -> sa.Select[Any]:
         .subquery("failing")
     )
     merged = [measure.merged(rows, KEY).subquery(f"merged_{measure.name}") for measure in MEASURES]
-    joined = sums.join(on_date, on_date.c.date == sums.c.date)
+    joined = sums.outerjoin(on_date, on_date.c.date == sums.c.date)
     for part in (*merged, failing):
         joined = joined.outerjoin(part, sa.and_(*(part.c[name] == sums.c[name] for name in KEY)))
     sketches = (part.c[name] for part, measure in zip(merged, MEASURES, strict=True) for name in measure.sketch)

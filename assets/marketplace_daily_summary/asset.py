@@ -151,6 +151,8 @@ def _add_up(
 
         def work(connection: sa.Connection, batch: Sequence[str]) -> Sequence[Mapping[Any, Any]]:
             with connection.begin():
+                # Several batches are read at once anyway, and parallel workers take longer to start than a day to read.
+                connection.exec_driver_sql("SET LOCAL max_parallel_workers_per_gather = 0")
                 return connection.execute(query(batch), parameters).mappings().all()
 
         for size in (BATCH, 1):
@@ -169,7 +171,7 @@ def _add_up(
     older: Counter[date] = Counter()
     for rows in read(schemas, batch_query, failed):
         parts.extend(rows)
-        older.update({row["date"]: row["tenants_older_on_date"] for row in rows})
+        older.update({row["date"]: row["tenants_older_on_date"] or 0 for row in rows})
     if failed and len(failed) == sum(not tenant.skipped for tenant in tenants):
         # Nothing is known, so nothing is written: else what is there would go.
         raise UsageError(f"No tenant could be read in {server_and_database(connection)}. {first_reasons(failed)}.")

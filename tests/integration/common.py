@@ -35,7 +35,7 @@ def job(**columns: Any) -> dict[str, Any]:
 
 
 def facts(
-    connection: psycopg.Connection[Any], schema: str, numbers: Mapping[str, int], first_id: int = 0, **columns: Any
+    connection: psycopg.Connection[Any], schema: str, numbers: Mapping[Any, int], first_id: int = 0, **columns: Any
 ) -> None:
     """So many facts of Vinted jobs that failed on the 15th, for each reason, unless said otherwise; of new ids."""
     fact = {"created_at": NOON, "completed_at": NOON, "date": NOON.date(), "marketplace": "vinted"}

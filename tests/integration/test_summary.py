@@ -251,6 +251,7 @@ def test_a_reason_that_is_rare_in_each_batch_may_be_the_first_of_all(
         facts(connection, tenant, numbers, first_id=100)
         facts(connection, tenant, {"another day": 9}, 200, date=NOON.date() + timedelta(days=1 + number))
         facts(connection, tenant, {"not failed": 9}, 300, status="cancelled")
+        facts(connection, tenant, {None: 9}, 400)
     materialize()
     assert summarize(DAY, DAY).success
     [row] = rows(connection).values()
