@@ -37,22 +37,17 @@ _LINEAGE: dict[type[StatsBase], Sources] = {
 }
 
 
-def fact_key(key_prefix: tuple[str, ...] = ()) -> dg.AssetKey:
-    """The key of the fact table, from which the stats are computed."""
-    return dg.AssetKey([*key_prefix, MarketplaceJobFact.__tablename__])
-
-
-def ledger_key(key_prefix: tuple[str, ...] = ()) -> dg.AssetKey:
-    """The key of the ledger."""
-    return dg.AssetKey([*key_prefix, MarketplaceJobStatsDay.__tablename__])
+def table_key(model: type[StatsBase], key_prefix: tuple[str, ...] = ()) -> dg.AssetKey:
+    """The key of the asset that is this table in each tenant's schema."""
+    return dg.AssetKey([*key_prefix, model.__tablename__])
 
 
 def build_tenant_tables(key_prefix: tuple[str, ...] = ()) -> list[dg.AssetSpec]:
     """One external asset per table: the facts come from the sources, ledger and journal after the stats."""
-    stats = [dg.AssetKey([*key_prefix, MarketplaceJobStats.__tablename__])]
+    stats = [table_key(MarketplaceJobStats, key_prefix)]
     return [
         dg.AssetSpec(
-            dg.AssetKey([*key_prefix, model.__tablename__]),
+            table_key(model, key_prefix),
             deps=source_keys(key_prefix) if model is MarketplaceJobFact else stats,
             description=description,
             group_name="marketplace_stats",

@@ -11,7 +11,8 @@ from assets.marketplace_job_stats.asset import build_marketplace_job_stats
 from assets.marketplace_job_stats.checks import build_yesterday_check
 from assets.marketplace_report.asset import build_marketplace_report
 from assets.sources import build_sources
-from assets.tenant_tables import build_tenant_tables, ledger_key
+from assets.tenant_tables import build_tenant_tables, table_key
+from models.stats import MarketplaceJobStatsDay
 from pipelines.alerts import build_alert_sensor
 from pipelines.covering_index import covering_index_job
 from pipelines.migration import build_migration_schedule, migrate_tenants_job
@@ -34,7 +35,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
     """The definitions for one database; the same for production and for tests. Connects to nothing."""
     partitions = day_partitions(settings)
     stats = build_marketplace_job_stats(partitions, settings.sweep_days, settings.key_prefix)
-    yesterday_check = build_yesterday_check(partitions, ledger_key(settings.key_prefix))
+    yesterday_check = build_yesterday_check(partitions, table_key(MarketplaceJobStatsDay, settings.key_prefix))
     job = dg.define_asset_job(
         "marketplace_job_stats_job",
         selection=[stats],

@@ -49,7 +49,7 @@ class _Sums(NamedTuple):
 
     frame: Any
     # How many of each day's active tenants have numbers of an older definition.
-    older: Mapping[date, int]
+    older: Counter[date]
     failed: dict[str, str]
     without_reasons: dict[str, str]
 

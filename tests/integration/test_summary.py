@@ -228,6 +228,8 @@ def test_tenants_that_cannot_be_read_are_named(connection: psycopg.Connection[An
     for tenant in TENANTS:
         application.insert(connection, tenant, "marketplace_jobs", [job(id=1)])
     materialize()
+    for tenant in TENANTS:
+        facts(connection, tenant, {"HTTP 429": 1}, first_id=100)
     connection.execute("""
         DROP TABLE user_1.marketplace_job_stats_days;
         REVOKE SELECT ON user_10.marketplace_job_stats FROM stats""")
@@ -236,6 +238,19 @@ def test_tenants_that_cannot_be_read_are_named(connection: psycopg.Connection[An
     assert "user_10: permission denied for table marketplace_job_stats (SQLSTATE 42501)" in failure(result)
     [row] = rows(connection).values()
     assert (row["total_jobs"], row["tenants_active"]) == (1, 1)
+    assert row["top_reasons"] == [{"reason": "HTTP 429", "jobs": 1, "tenants": 1}]
+
+
+def test_a_row_in_which_nothing_ran_is_of_no_definition(connection: psycopg.Connection[Any]) -> None:
+    """What the old live counter has left with zeros counts neither as active nor as older; with jobs, as both."""
+    for tenant, jobs in zip(TENANTS, (0, 2, 3), strict=True):
+        left = {"action_type_id": 1, "marketplace": "vinted", "date": DAY, "total_jobs": jobs, "success_count": jobs}
+        application.insert(connection, tenant, "marketplace_job_stats", [left])
+    reported = metadata(summarize(DAY, DAY))[DAY]
+    [row] = rows(connection).values()
+    assert (row["total_jobs"], row["tenants_active"], row["tenants_older_definition"]) == (5, 2, 2)
+    assert (row["wait_count"], row["p95_wait_ms"]) == (0, None)
+    assert reported["tenants_older_definition"] == 2
 
 
 def test_a_reason_that_is_rare_in_each_batch_may_be_the_first_of_all(
