@@ -100,5 +100,7 @@ class MarketplaceDailySummary(StatsBase):
         '`[{"reason": "HTTP 429", "jobs": 3, "tenants": 2}, ...]`.',
     )
     tenants_older_definition: Mapped[int] = mapped_column(
-        Integer, server_default="0", doc="Tenants in this row whose day was computed by an older definition."
+        Integer,
+        server_default="0",
+        doc="Active tenants whose numbers are of an older definition: computed by it, held back, or not in the ledger.",
     )

@@ -7,10 +7,12 @@ import dagster as dg
 
 from assets.marketplace_daily_summary.asset import build_marketplace_daily_summary
 from assets.marketplace_daily_summary.table import SummaryTable
-from assets.marketplace_job_stats.asset import build_ledger, build_marketplace_job_stats
+from assets.marketplace_job_stats.asset import build_marketplace_job_stats
 from assets.marketplace_job_stats.checks import build_yesterday_check
 from assets.marketplace_report.asset import build_marketplace_report
 from assets.sources import build_sources
+from assets.tenant_tables import build_tenant_tables, table_key
+from models.stats import MarketplaceJobStatsDay
 from pipelines.alerts import build_alert_sensor
 from pipelines.covering_index.job import covering_index_job
 from pipelines.migration import build_migration_schedule, migrate_tenants_job
@@ -35,8 +37,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
     stats = build_marketplace_job_stats(
         partitions, settings.sweep_days, settings.key_prefix, failure_reasons=settings.failure_reasons
     )
-    ledger = build_ledger(settings.key_prefix)
-    yesterday_check = build_yesterday_check(partitions, ledger.key)
+    yesterday_check = build_yesterday_check(partitions, table_key(MarketplaceJobStatsDay, settings.key_prefix))
     job = dg.define_asset_job(
         "marketplace_job_stats_job",
         selection=[stats],
@@ -77,7 +78,11 @@ def build_defs(settings: Settings) -> dg.Definitions:
         statement_timeout_ms=settings.statement_timeout_ms,
     )
     return dg.Definitions(
-        assets=[*build_sources(settings.key_prefix), ledger, *dg.with_source_code_references([stats, summary, report])],
+        assets=[
+            *build_sources(settings.key_prefix),
+            *build_tenant_tables(settings.key_prefix),
+            *dg.with_source_code_references([stats, summary, report]),
+        ],
         asset_checks=[yesterday_check],
         jobs=[job, summary_job, report_job, check_job, migrate_tenants_job, covering_index_job],
         schedules=[*schedules, build_migration_schedule(settings)],

@@ -41,6 +41,10 @@ COLUMNS = (
     "avg_duration_ms",
     "p50_duration_ms",
     "p95_duration_ms",
+    "p99_duration_ms",
+    "avg_wait_ms",
+    "p50_wait_ms",
+    "p95_wait_ms",
     "total_tasks",
     "task_success_count",
     "task_failure_count",
@@ -48,7 +52,7 @@ COLUMNS = (
 )
 """The columns of the frame; what each means stands in `models.summary`."""
 
-WIDTH = 130
+WIDTH = 150
 """How many characters a line of the table needs."""
 
 _stats, _summary = MarketplaceJobStats.__table__, MarketplaceDailySummary.__table__
@@ -58,8 +62,8 @@ def get_stats(days: int = 7, marketplace: str | None = None, tenant: str | None 
     """The stats of the last `days` closed days: one row per day, marketplace and action, with the columns COLUMNS.
 
     Of all marketplaces unless one is named; of one tenant if it is named, else the sums over all tenants, from the
-    summary. Durations are in milliseconds, `success_rate` goes from 0 to 1; both are null where there is nothing to
-    divide by. Raises UsageError for a marketplace or tenant that is not there.
+    summary. Durations and waits are in milliseconds, `success_rate` goes from 0 to 1; all are null where there is
+    nothing to divide by. Raises UsageError for a marketplace or tenant that is not there.
     """
     import pandas as pd  # Not at the top: the command line makes no frame.
 
@@ -149,6 +153,15 @@ def main(days: int, marketplace: str | None, tenant: str | None, kind: str) -> N
         _print_table(rows)
 
 
+_TIMES = {
+    "mean ms": "avg_duration_ms",
+    "p50 ms": "p50_duration_ms",
+    "p95 ms": "p95_duration_ms",
+    "p99 ms": "p99_duration_ms",
+    "p95 wait ms": "p95_wait_ms",
+}
+
+
 def _print_table(rows: list[dict[str, Any]]) -> None:
     """The columns that fit on a line, for people."""
     from rich import box
@@ -158,10 +171,9 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in ("date", "marketplace", "action"):
         table.add_column(header, no_wrap=True)
-    for header in ("jobs", "failed", "success", "mean ms", "p50 ms", "p95 ms", "tasks", "retries"):
+    for header in ("jobs", "failed", "success", *_TIMES, "tasks", "retries"):
         table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
-        durations = (row["avg_duration_ms"], row["p50_duration_ms"], row["p95_duration_ms"])
         table.add_row(
             str(row["date"]),
             row["marketplace"],
@@ -169,7 +181,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             _number(row["total_jobs"]),
             _number(row["failure_count"]),
             "-" if row["success_rate"] is None else f"{row['success_rate']:.1%}",
-            *map(_number, durations),
+            *(_number(row[name]) for name in _TIMES.values()),
             _number(row["total_tasks"]),
             _number(row["retry_count"]),
         )

@@ -4,68 +4,83 @@ A statement over all of ten thousand tenants would be planned for ever and lock 
 at a time, and what is left to add is small.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
 from psycopg import sql
 
-from assets.marketplace_daily_summary.table import COLUMNS, KEY
-from assets.marketplace_job_stats.stats import COUNTS
-from models.stats import MarketplaceJobStats
-from pipelines import sketch
+from assets.marketplace_daily_summary.table import COLUMNS, KEY, summary
+from assets.marketplace_job_stats import DEFINITION
+from assets.sketch import MEASURES
+from models.stats import MarketplaceJobFact, MarketplaceJobStats, MarketplaceJobStatsDay
 from pipelines.action_types import UNKNOWN
 from pipelines.tenants import quoted
 
 MOST_FAILING = 5
 """How many tenants are named in a row."""
+MOST_REASONS = 5
+"""How many failure reasons are named in a row."""
 
-_stats = MarketplaceJobStats.__table__
-_READ = ("date", "marketplace", "action_type_id", *COUNTS, *sketch.COLUMNS)
+SUMS = tuple(column.name for column in summary.columns if isinstance(column.type, sa.BigInteger))
+"""The columns that add up: the summary has each of them as a bigint."""
+
+_stats, _ledger, _facts = (
+    model.__table__ for model in (MarketplaceJobStats, MarketplaceJobStatsDay, MarketplaceJobFact)
+)
+_READ = (*(name for measure in MEASURES for name in measure.sketch), *SUMS)
 
 
 def batch_query(schemas: Sequence[str]) -> sa.Select[Any]:
-    """What these tenants did, one row per key, with `action_name`, every column of COUNTS, the sketch, and top_failing.
+    """What these tenants did, one row per key, with `action_name`, every column of SUMS, the sketches, top_failing, and
+    how many of the active tenants have numbers of an older definition: in the row (`tenants_older_definition`), and on
+    the whole day (`tenants_older_on_date`, null if none has).
 
     Parameters: `first_date`, `last_date`; and as arrays `action_type_ids`, `action_codes`, `action_names`.
     """
-    selects = (
-        f"SELECT {sql.Literal(schema).as_string()} AS tenant, {', '.join(_READ)} FROM {quoted(schema)}.{_stats.name} "
-        "WHERE date BETWEEN :first_date AND :last_date"
-        for schema in schemas
-    )
-    columns = [sa.column("tenant", sa.Text), *(sa.column(name, _stats.c[name].type) for name in _READ)]
-    stored = sa.text(" UNION ALL ".join(selects)).columns(*columns).subquery("stored")
-    action = (
-        sa.func.unnest(
-            sa.bindparam("action_type_ids", type_=sa.ARRAY(sa.BigInteger)),
-            sa.bindparam("action_codes", type_=sa.ARRAY(sa.Text)),
-            sa.bindparam("action_names", type_=sa.ARRAY(sa.Text)),
-        )
-        .table_valued(sa.column("id", sa.BigInteger), sa.column("code", sa.Text), sa.column("name", sa.Text))
-        .render_derived(name="action")
-    )
+    stored = _of_each(schemas, _stats, ("date", "marketplace", "action_type_id", *_READ), "stored")
+    ledger = _of_each(schemas, _ledger, ("date", "outcome", "definition"), "ledger")
+    # Who has no entry was never computed: the old live counter has left its rows. A day that is held back has rows
+    # that this definition could not account for, although it was judged by it.
+    is_current = sa.and_(ledger.c.definition >= DEFINITION, ledger.c.outcome == "computed")
+    is_active = stored.c.total_jobs + sa.func.coalesce(stored.c.cancelled_count + stored.c.expired_count, 0) > 0
+    action = _action_types()
     rows = (
         sa.select(
             stored,
             sa.func.coalesce(action.c.code, UNKNOWN).label("action_code"),
             sa.func.coalesce(action.c.name, UNKNOWN).label("action_name"),
+            is_active.label("is_active"),
+            sa.and_(is_active, is_current.is_not(True)).label("is_older"),
         )
-        .select_from(stored.outerjoin(action, action.c.id == stored.c.action_type_id))
+        .select_from(
+            stored.outerjoin(action, action.c.id == stored.c.action_type_id).outerjoin(
+                ledger, sa.and_(ledger.c.tenant == stored.c.tenant, ledger.c.date == stored.c.date)
+            )
+        )
         .cte("rows")
     )
     key = [rows.c[name] for name in KEY]
-    is_active = rows.c.total_jobs + sa.func.coalesce(rows.c.cancelled_count + rows.c.expired_count, 0) > 0
+    tenants = sa.func.count(rows.c.tenant.distinct())
     sums = (
         sa.select(
             *key,
             sa.func.min(rows.c.action_name).label("action_name"),
-            sa.func.count(rows.c.tenant.distinct()).filter(is_active).label("tenants_active"),
-            *(sa.cast(sa.func.coalesce(sa.func.sum(rows.c[name]), 0), sa.BigInteger).label(name) for name in COUNTS),
+            tenants.filter(rows.c.is_active).label("tenants_active"),
+            tenants.filter(rows.c.is_older).label("tenants_older_definition"),
+            *(sa.cast(sa.func.coalesce(sa.func.sum(rows.c[name]), 0), sa.BigInteger).label(name) for name in SUMS),
         )
         .group_by(*key)
         .subquery("sums")
+    )
+    # A tenant may be in several rows of a day, so the rows' numbers do not add up to the day's.
+    on_date = (
+        sa.select(rows.c.date, tenants.label("tenants_older_on_date"))
+        .where(rows.c.is_older)
+        .group_by(rows.c.date)
+        .subquery("on_date")
     )
     by_tenant = (
         sa.select(*key, rows.c.tenant, sa.func.sum(rows.c.failure_count).label("failures"))
@@ -84,41 +99,110 @@ def batch_query(schemas: Sequence[str]) -> sa.Select[Any]:
         .group_by(*(ranked.c[name] for name in KEY))
         .subquery("failing")
     )
-    merged = sketch.merged(rows, KEY).subquery("merged")
-    return sa.select(sums, *(merged.c[name] for name in sketch.COLUMNS), failing.c.top_failing).select_from(
-        sums.outerjoin(merged, sa.and_(*(merged.c[name] == sums.c[name] for name in KEY))).outerjoin(
-            failing, sa.and_(*(failing.c[name] == sums.c[name] for name in KEY))
+    merged = [measure.merged(rows, KEY).subquery(f"merged_{measure.name}") for measure in MEASURES]
+    joined = sums.outerjoin(on_date, on_date.c.date == sums.c.date)
+    for part in (*merged, failing):
+        joined = joined.outerjoin(part, sa.and_(*(part.c[name] == sums.c[name] for name in KEY)))
+    sketches = (part.c[name] for part, measure in zip(merged, MEASURES, strict=True) for name in measure.sketch)
+    return sa.select(sums, on_date.c.tenants_older_on_date, *sketches, failing.c.top_failing).select_from(joined)
+
+
+def reasons_query(schemas: Sequence[str]) -> sa.Select[Any]:
+    """Why the jobs of these tenants failed: KEY, `failure_reason`, and how many `jobs` of how many `tenants`.
+
+    All reasons, since one that is rare in each batch may be frequent over all. They are not many: whatever is about one
+    case is taken out of a reason, so that those of a key are at most its failed jobs, and mostly a handful.
+
+    Parameters: those of `batch_query`.
+    """
+    is_told = "AND status = 'failed' AND failure_reason IS NOT NULL"
+    facts = _of_each(schemas, _facts, ("date", "marketplace", "action_type_id", "failure_reason"), "facts", is_told)
+    action = _action_types()
+    code = sa.func.coalesce(action.c.code, UNKNOWN)
+    # First each tenant's, so that a tenant is counted once without sorting its jobs.
+    by_tenant = (
+        sa.select(
+            facts.c.date,
+            facts.c.marketplace,
+            code.label("action_code"),
+            facts.c.failure_reason,
+            sa.func.count().label("jobs"),
         )
+        .select_from(facts.outerjoin(action, action.c.id == facts.c.action_type_id))
+        .group_by(facts.c.tenant, facts.c.date, facts.c.marketplace, code, facts.c.failure_reason)
+        .subquery("by_tenant")
+    )
+    reason = [by_tenant.c[name] for name in (*KEY, "failure_reason")]
+    jobs = sa.cast(sa.func.sum(by_tenant.c.jobs), sa.BigInteger)
+    return sa.select(*reason, jobs.label("jobs"), sa.func.count().label("tenants")).group_by(*reason)
+
+
+def _of_each(schemas: Sequence[str], table: sa.Table, names: Sequence[str], name: str, condition: str = "") -> Any:
+    """These columns of all these tenants' tables, and `tenant`, from `first_date` to `last_date`."""
+    selects = (
+        f"SELECT {sql.Literal(schema).as_string()} AS tenant, {', '.join(names)} FROM {quoted(schema)}.{table.name} "
+        f"WHERE date BETWEEN :first_date AND :last_date {condition}"
+        for schema in schemas
+    )
+    columns = [sa.column("tenant", sa.Text), *(sa.column(column, table.c[column].type) for column in names)]
+    return sa.text(" UNION ALL ".join(selects)).columns(*columns).subquery(name)
+
+
+def _action_types() -> Any:
+    """The given action types: `id`, `code` and `name`."""
+    return (
+        sa.func.unnest(
+            sa.bindparam("action_type_ids", type_=sa.ARRAY(sa.BigInteger)),
+            sa.bindparam("action_codes", type_=sa.ARRAY(sa.Text)),
+            sa.bindparam("action_names", type_=sa.ARRAY(sa.Text)),
+        )
+        .table_valued(sa.column("id", sa.BigInteger), sa.column("code", sa.Text), sa.column("name", sa.Text))
+        .render_derived(name="action")
     )
 
 
-def add_up(parts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def top_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """The most frequent reasons of each key, from the rows of `reasons_query` of all batches, which share no tenant.
+
+    The rows are taken one by one, and added up, so that a reason is held once for a key, however many batches have it.
+    """
+    jobs: Counter[tuple[Any, ...]] = Counter()
+    tenants: Counter[tuple[Any, ...]] = Counter()
+    for row in rows:
+        reason = tuple(row[name] for name in (*KEY, "failure_reason"))
+        jobs[reason] += row["jobs"]
+        tenants[reason] += row["tenants"]
+    found: defaultdict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for reason in sorted(jobs, key=lambda reason: (-jobs[reason], reason[-1])):
+        named = found[reason[:-1]]
+        if len(named) < MOST_REASONS:
+            named.append({"reason": reason[-1], "jobs": jobs[reason], "tenants": tenants[reason]})
+    return dict(found)
+
+
+def add_up(parts: Sequence[Mapping[str, Any]], reasons: Mapping[tuple[Any, ...], list[dict[str, Any]]]) -> pd.DataFrame:
     """The rows of all batches as a summary frame: one row per key, sorted by it, with the columns COLUMNS."""
     if not parts:
         return pd.DataFrame(columns=list(COLUMNS))
     frame = pd.DataFrame([dict(part) for part in parts], dtype=object)
     return pd.DataFrame(
-        [_add(dict(zip(KEY, key, strict=True)), rows) for key, rows in frame.groupby(list(KEY), sort=True)],
+        [
+            dict(zip(KEY, key, strict=True)) | _add(rows) | {"top_reasons": reasons.get(key, [])}
+            for key, rows in frame.groupby(list(KEY), sort=True)
+        ],
         columns=list(COLUMNS),
         dtype=object,
     )
 
 
-def _add(key: dict[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
-    sums = {name: int(rows[name].sum()) for name in ("tenants_active", *COUNTS)}
-    buckets = sketch.merge(rows)
+def _add(rows: pd.DataFrame) -> dict[str, Any]:
+    """The rows of one key together."""
+    sums = {name: int(rows[name].sum()) for name in ("tenants_active", "tenants_older_definition", *SUMS)}
     failing = [entry for entries in rows["top_failing"] for entry in entries or ()]
-    count = sums["duration_count"]
     return {
-        **key,
         "action_name": rows["action_name"].iloc[0],
         **sums,
         "success_rate": sums["success_count"] / sums["total_jobs"] if sums["total_jobs"] else None,
-        # Halves away from zero, in whole numbers: as for a single tenant.
-        "avg_duration_ms": (2 * sums["duration_sum_ms"] + count) // (2 * count) if count else None,
-        **{name: sketch.percentile(buckets, *q) for name, q in sketch.PERCENTILES.items()},
-        sketch.KEYS: list(buckets) or None,
-        sketch.COUNTS: list(buckets.values()) or None,
-        sketch.VERSION_COLUMN: sketch.VERSION if buckets else None,
+        **{name: value for measure in MEASURES for name, value in measure.add_up(rows).items()},
         "top_failing": sorted(failing, key=lambda entry: (-entry["failures"], entry["tenant"]))[:MOST_FAILING],
     }

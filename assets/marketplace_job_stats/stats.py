@@ -5,9 +5,9 @@ Parameters of all: those of `Window.parameters`, `days` (an array of dates), and
 
 import math
 
+from assets import sketch
 from assets.marketplace_job_stats.facts import FINISHED, KNOWN, RAN
 from assets.marketplace_job_stats.statement import Statement
-from pipelines import sketch
 
 JOB_COUNTS = (
     "total_jobs",

@@ -88,7 +88,7 @@ def build_marketplace_report(
                 "failed_jobs_of_7_days": week["failure_count"],
                 **{
                     f"{name}_of_7_days": week[name]
-                    for name in ("success_rate", "p50_duration_ms", "p95_duration_ms")
+                    for name in ("success_rate", "p50_duration_ms", "p95_duration_ms", "p99_duration_ms", "p95_wait_ms")
                     if week[name] is not None
                 },
             }
@@ -106,8 +106,15 @@ def _week_rows(compared: Any) -> list[dict[str, Any]]:
             "jobs": of_week["total_jobs"],
             "failed": of_week["failure_count"],
             "success %": None if of_week["success_rate"] is None else round(100 * of_week["success_rate"], 1),
-            "p50 ms": None if of_week["p50_duration_ms"] is None else round(of_week["p50_duration_ms"]),
-            "p95 ms": None if of_week["p95_duration_ms"] is None else round(of_week["p95_duration_ms"]),
+            **{
+                header: None if of_week[name] is None else round(of_week[name])
+                for header, name in (
+                    ("p50 ms", "p50_duration_ms"),
+                    ("p95 ms", "p95_duration_ms"),
+                    ("p99 ms", "p99_duration_ms"),
+                    ("p95 wait ms", "p95_wait_ms"),
+                )
+            },
         }
         for weeks in compared
         if weeks.action == "all"

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from assets.sketch import DURATION, MEASURES, percentile
 from models import MARKETPLACES
-from pipelines import sketch
 
 SUMS = (
     "total_jobs",
@@ -21,12 +21,10 @@ SUMS = (
     "cancelled_count",
     "expired_count",
     "retry_count",
-    "duration_count",
-    "duration_sum_ms",
     "total_tasks",
     "task_failure_count",
 )
-MEASURES = (*SUMS, "success_rate", "avg_duration_ms", *sketch.PERCENTILES)
+NUMBERS = (*SUMS, "success_rate", *(name for one in MEASURES for name in (one.count, one.sum, *one.statistics)))
 """What is known of any set of rows: sums; `success_rate` from 0 to 1, mean and percentiles in milliseconds, or None."""
 
 WEEK = 7
@@ -43,16 +41,11 @@ MOST_REMARKS = 10
 
 
 def totals(rows: pd.DataFrame) -> dict[str, Any]:
-    """The MEASURES of these rows together."""
+    """The NUMBERS of these rows together."""
     sums = {name: int(rows[name].sum()) for name in SUMS}
-    jobs, durations = sums["total_jobs"], sums["duration_count"]
-    buckets = sketch.merge(rows)
-    return {
-        **sums,
-        "success_rate": sums["success_count"] / jobs if jobs else None,
-        "avg_duration_ms": (2 * sums["duration_sum_ms"] + durations) // (2 * durations) if durations else None,
-        **{name: sketch.percentile(buckets, *q) for name, q in sketch.PERCENTILES.items()},
-    }
+    success_rate = sums["success_count"] / sums["total_jobs"] if sums["total_jobs"] else None
+    times = {name: value for measure in MEASURES for name, value in measure.add_up(rows).items()}
+    return {name: value for name, value in (sums | {"success_rate": success_rate} | times).items() if name in NUMBERS}
 
 
 def last_days(last: date, count: int) -> list[date]:
@@ -66,7 +59,7 @@ def of_days(frame: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
 
 
 def daily(frame: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
-    """One row for each day and marketplace, also where nothing ran: `date`, `marketplace`, and the MEASURES."""
+    """One row for each day and marketplace, also where nothing ran: `date`, `marketplace`, and the NUMBERS."""
     groups = dict(list(of_days(frame, days).groupby(["date", "marketplace"])))
     nothing = frame.iloc[:0]
     rows = [
@@ -74,7 +67,7 @@ def daily(frame: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
         for day in days
         for marketplace in MARKETPLACES
     ]
-    return pd.DataFrame(rows, columns=["date", "marketplace", *MEASURES], dtype=object)
+    return pd.DataFrame(rows, columns=["date", "marketplace", *NUMBERS], dtype=object)
 
 
 def failures_by_action(frame: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
@@ -94,7 +87,7 @@ def failures_by_action(frame: pd.DataFrame, days: Sequence[date]) -> pd.DataFram
 
 
 class Weeks(NamedTuple):
-    """The MEASURES of the last seven closed days and of the seven before, for one marketplace and action."""
+    """The NUMBERS of the last seven closed days and of the seven before, for one marketplace and action."""
 
     marketplace: str  # Or "all".
     action: str  # Or "all".
@@ -113,7 +106,7 @@ def compare_weeks(frame: pd.DataFrame, last: date) -> list[Weeks]:
 
     def weeks(marketplace: str, action: str, chosen: pd.Series) -> Weeks:
         now, before = frame[chosen & is_now], frame[chosen & ~is_now]
-        return Weeks(marketplace, action, totals(now), totals(before), sketch.merge(now), sketch.merge(before))
+        return Weeks(marketplace, action, totals(now), totals(before), DURATION.merge(now), DURATION.merge(before))
 
     compared = [weeks("all", "all", frame["date"].notna())]
     for marketplace in MARKETPLACES:
@@ -211,11 +204,11 @@ def _bounds(durations: Mapping[int, int]) -> tuple[float, float]:
     A percentile's rank is distributed as a binomial one, whatever the durations are. Infinite where it is not known.
     """
     count = sum(durations.values())
-    numerator, denominator = sketch.PERCENTILES["p95_duration_ms"]
+    numerator, denominator = DURATION.percentiles["p95_duration_ms"]
     rank = count * numerator / denominator
     error = STANDARD_ERRORS * math.sqrt(count * numerator * (denominator - numerator)) / denominator
     bounds = [
-        sketch.percentile(durations, math.ceil(bound), count) if 0 < bound <= count else None
+        percentile(durations, math.ceil(bound), count) if 0 < bound <= count else None
         for bound in (rank - error, rank + error)
     ]
     return (-math.inf if bounds[0] is None else bounds[0], math.inf if bounds[1] is None else bounds[1])

@@ -11,9 +11,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import INTERVAL
 
+from assets.sketch import DURATION, key_of
 from models import MARKETPLACES
 from models.sources import MarketplaceJob, MarketplaceTask
-from pipelines import sketch
 
 RAN = ("completed", "failed")
 FINISHED = (*RAN, "cancelled", "expired")
@@ -33,7 +33,7 @@ JOB_COUNTS = (
 TASK_COUNTS = ("total_tasks", "task_success_count", "task_failure_count", "task_retry_count")
 COUNTS = (*JOB_COUNTS, *TASK_COUNTS)
 """The columns that add up over rows."""
-NUMBERS = (*COUNTS, "avg_duration_ms", *sketch.COLUMNS, *sketch.PERCENTILES)
+NUMBERS = (*COUNTS, *DURATION.statistics, *DURATION.sketch)
 """All that is computed for a row."""
 
 jobs = MarketplaceJob.__table__
@@ -101,7 +101,7 @@ def counted_rows(finished: sa.CTE, days: sa.CTE) -> sa.CTE:
     by = [finished.c[name] for name in _ROW]
     is_known = finished.c.marketplace_number.is_not(None)
     duration_ms = finished.c.duration_ms
-    key = sketch.key_of(duration_ms)
+    key = key_of(duration_ms)
     job_sums = (
         sa.select(
             *by,
@@ -112,7 +112,7 @@ def counted_rows(finished: sa.CTE, days: sa.CTE) -> sa.CTE:
             sa.func.coalesce(sa.func.sum(finished.c.retry_count).filter(finished.c.ran), 0).label("retry_count"),
             sa.cast(sa.func.count(duration_ms), sa.Integer).label("duration_count"),
             sa.func.coalesce(sa.func.sum(duration_ms), 0).label("duration_sum_ms"),
-            sketch.percentile_keys(key).label("percentile_keys"),
+            DURATION.percentile_keys(key).label("percentile_keys"),
         )
         .where(is_known)
         .group_by(*by)
@@ -133,13 +133,13 @@ def counted_rows(finished: sa.CTE, days: sa.CTE) -> sa.CTE:
         .cte("task_sums")
     )
     buckets = (
-        sa.select(*by, key.label("key"), sa.func.count().label("duration_count"))
+        sa.select(*by, key.label("key"), sa.func.count().label("bucket_count"))
         .where(duration_ms.is_not(None), is_known)
         .group_by(*by, key)
         .subquery("buckets")
     )
     sketches = (
-        sa.select(*(buckets.c[name] for name in _ROW), *sketch.arrays(buckets))
+        sa.select(*(buckets.c[name] for name in _ROW), *DURATION.arrays(buckets))
         .group_by(*(buckets.c[name] for name in _ROW))
         .cte("sketches")
     )
@@ -166,8 +166,8 @@ def counted_rows(finished: sa.CTE, days: sa.CTE) -> sa.CTE:
             or_zero(task_sums.c.total_tasks - task_sums.c.task_success_count).label("task_failure_count"),
             or_zero(task_sums.c.task_retry_count).label("task_retry_count"),
             mean.label("avg_duration_ms"),
-            *(sketches.c[name] for name in sketch.COLUMNS),
-            *sketch.percentiles(job_sums.c.percentile_keys),
+            *(sketches.c[name] for name in DURATION.sketch),
+            *DURATION.percentile_columns(job_sums.c.percentile_keys),
         )
         .select_from(
             job_sums.join(days, days.c.day_number == job_sums.c.day_number)

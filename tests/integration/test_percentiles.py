@@ -12,11 +12,11 @@ import pandas as pd
 import psycopg
 import pytest
 import sqlalchemy as sa
+from assets.marketplace_job_stats.upsert import Order, write_tenant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets.marketplace_job_stats.upsert import Order, write_tenant
-from pipelines import sketch
+from assets.sketch import DURATION, MEASURES, WAIT, key_of, middle_of, percentile
 from pipelines.database import create_engine
 from tests import strategies
 from tests.conftest import create_database, run_url
@@ -25,7 +25,13 @@ from tests.integration.test_numbers import FAR_AWAY, fill, window
 from tests.reference import JOB_COLUMNS, KEY, Day, exact_percentile, frame, reference_durations
 
 TENANTS = ("user_2", "user_10")
-Q = {"p50_duration_ms": Fraction(1, 2), "p95_duration_ms": Fraction(95, 100)}
+Q = {
+    "p50_duration_ms": Fraction(1, 2),
+    "p95_duration_ms": Fraction(95, 100),
+    "p99_duration_ms": Fraction(99, 100),
+    "p50_wait_ms": Fraction(1, 2),
+    "p95_wait_ms": Fraction(95, 100),
+}
 Shop = tuple[psycopg.Connection[Any], sa.Engine]
 
 
@@ -40,19 +46,22 @@ def shop(server: str, migrated_template: str) -> Iterator[Shop]:
 
 
 def compute(shop: Shop, zone: str, days: Sequence[Day], jobs: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
-    """Runs the tenants over these jobs; the exact durations, with their tenant."""
+    """Runs the tenants over these jobs; the exact durations, with their tenant. Each job waited as long as it ran."""
     found = []
     for tenant, rows in jobs.items():
         fill(shop[0], tenant, rows, [], [])
         with shop[1].connect() as connection:
             write_tenant(connection, tenant, Order(window(zone, days), "test"))
+        pairs = zip(WAIT.sketch, DURATION.sketch, strict=True)
+        copied = ", ".join(f"{wait} = {duration}" for wait, duration in pairs)
+        shop[0].execute(f"UPDATE {tenant}.marketplace_job_stats SET {copied}".encode())
         found.append(reference_durations(frame(rows, JOB_COLUMNS), days).assign(tenant=tenant))
     return pd.concat(found)
 
 
 def all_rows() -> sa.Subquery:
     """The stored rows of both tenants, as a query would take them together."""
-    names = (*KEY, "duration_count", *sketch.COLUMNS, *sketch.PERCENTILES)
+    names = (*KEY, "duration_count", *DURATION.sketch, *DURATION.percentiles, *WAIT.sketch)
     parts = []
     for tenant in TENANTS:
         table = sa.table("marketplace_job_stats", *map(sa.column, names), schema=tenant)
@@ -77,12 +86,12 @@ def check_rows(engine: sa.Engine, durations: pd.DataFrame) -> None:
     for row in read(engine, sa.select(all_rows())):
         values = exact.pop((row["tenant"], *(row[name] for name in KEY)), None)
         if values is None:
-            assert [row[name] for name in (*sketch.COLUMNS, *sketch.PERCENTILES)] == [None] * 5
+            assert [row[name] for name in (*DURATION.sketch, *DURATION.percentiles)] == [None] * 6
             continue
         assert row["duration_sketch_version"] == 1
         assert sum(row["duration_sketch_counts"]) == row["duration_count"] == len(values)
         assert row["duration_sketch_keys"] == sorted(set(row["duration_sketch_keys"]))
-        assert all(agree(row[name], values, name) for name in sketch.PERCENTILES), (row, values)
+        assert all(agree(row[name], values, name) for name in DURATION.percentiles), (row, values)
     assert exact == {}
 
 
@@ -91,18 +100,19 @@ def check_merged(engine: sa.Engine, durations: pd.DataFrame, by: Sequence[str]) 
     stored = pd.DataFrame(read(engine, sa.select(all_rows())))
     groups = list(durations.groupby(list(by))) if by else [((), durations)]
     exact = {key: list(group["duration_ms"]) for key, group in groups}
-    merged = read(engine, sketch.merged(all_rows(), by))
-    assert len(merged) == len(exact)
-    for row in merged:
-        key = tuple(row[name] for name in by)
-        values = exact[key]
-        rows = stored[(stored[list(by)] == list(key)).all(axis=1)] if by else stored
-        counts = sketch.merge(rows)
-        assert dict(zip(row["duration_sketch_keys"], row["duration_sketch_counts"], strict=True)) == counts
-        assert sum(counts.values()) == len(values)
-        for name, q in sketch.PERCENTILES.items():
-            assert agree(row[name], values, name), (by, key, row[name], values)
-            assert row[name] == pytest.approx(sketch.percentile(counts, *q), rel=1e-12)
+    for measure in MEASURES:
+        merged = read(engine, measure.merged(all_rows(), by))
+        assert len(merged) == len(exact)
+        for row in merged:
+            key = tuple(row[name] for name in by)
+            values = exact[key]
+            rows = stored[(stored[list(by)] == list(key)).all(axis=1)] if by else stored
+            counts = measure.merge(rows)
+            assert dict(zip(row[measure.keys], row[measure.counts], strict=True)) == counts
+            assert sum(counts.values()) == len(values)
+            for name, q in measure.percentiles.items():
+                assert agree(row[name], values, name), (by, key, row[name], values)
+                assert row[name] == pytest.approx(percentile(counts, *q), rel=1e-12)
 
 
 @given(data=st.data())
@@ -147,9 +157,9 @@ def test_every_duration_is_within_one_percent_of_its_bucket(engine: sa.Engine) -
     """The middle of its bucket is at most 1 % away from a duration, from 0 to the longest."""
     values = sorted({*range(20_000), *(2**n + d for n in range(14, 31) for d in (-1, 0, 1)), 2**31 - 1})
     value = sa.func.unnest(sa.cast(values, sa.ARRAY(sa.BigInteger))).column_valued("value")
-    query = sa.select(value.label("ms"), sketch.key_of(value).label("key"))
+    query = sa.select(value.label("ms"), key_of(value).label("key"))
     pair = query.subquery()
-    for row in read(engine, sa.select(pair, sketch.middle_of(pair.c.key).label("middle"))):
+    for row in read(engine, sa.select(pair, middle_of(pair.c.key).label("middle"))):
         assert math.isclose(row["ms"], row["middle"], rel_tol=0.01 + 1e-9), row
         assert row["key"] == (-1 if row["ms"] == 0 else math.ceil(math.log(row["ms"]) / math.log(1.01 / 0.99)))
 
@@ -161,8 +171,11 @@ def test_sketches_of_different_versions_refuse_to_merge(shop: Shop) -> None:
     job = {"marketplace": "vinted", "action_type_id": 1, "status": "completed", "completed_at": NOON}
     jobs = [{**job, "id": 1, "retry_count": 0, "started_at": NOON - timedelta(seconds=2)}]
     compute(shop, "UTC", days, dict.fromkeys(TENANTS, jobs))
-    connection.execute("UPDATE user_10.marketplace_job_stats SET duration_sketch_version = 2 WHERE date > '2002-01-01'")
-    with pytest.raises(sa.exc.DataError, match="sketches do not merge: version 2"):
-        read(engine, sketch.merged(all_rows(), []))
-    with pytest.raises(ValueError, match=r"sketches of version 1 and \[2\] do not merge"):
-        sketch.merge(pd.DataFrame(read(engine, sa.select(all_rows()))))
+    for measure in MEASURES:
+        connection.execute(
+            f"UPDATE user_10.marketplace_job_stats SET {measure.version} = 2 WHERE date > '2002-01-01'".encode()
+        )
+        with pytest.raises(sa.exc.DataError, match="sketches do not merge: version 2"):
+            read(engine, measure.merged(all_rows(), []))
+        with pytest.raises(ValueError, match=r"sketches of version 1 and \[2\] do not merge"):
+            measure.merge(pd.DataFrame(read(engine, sa.select(all_rows()))))

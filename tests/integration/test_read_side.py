@@ -17,7 +17,7 @@ from pipelines.settings import UsageError
 from pipelines.stats import COLUMNS, get_stats
 from tests import application
 from tests.conftest import ROOT, run, url_of
-from tests.integration.common import TENANTS, job, materialize
+from tests.integration.common import TENANTS, job, materialize, store_waits
 from tests.integration.test_summary import summarize
 
 NOON = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(days=1)
@@ -26,7 +26,10 @@ YESTERDAY = NOON.date()
 
 @pytest.fixture
 def stats(connection: psycopg.Connection[Any], url: str) -> str:
-    """In each tenant: yesterday three Vinted jobs of 1, 2 and 9 s, one failed; eight days ago an eBay job; computed."""
+    """In each tenant: yesterday three Vinted jobs of 1, 2 and 9 s, one failed; eight days ago an eBay job; computed.
+
+    The Vinted jobs have waited for 100, 200 and 900 ms.
+    """
     for schema in TENANTS:
         rows = [
             job(id=1, completed_at=NOON, started_at=NOON - timedelta(seconds=1)),
@@ -39,6 +42,8 @@ def stats(connection: psycopg.Connection[Any], url: str) -> str:
         application.insert(connection, schema, "marketplace_tasks", [{"job_id": 1, "status": "success"}])
     first, last = (YESTERDAY - timedelta(days=7)).isoformat(), YESTERDAY.isoformat()
     assert materialize(first, last).success
+    for schema in TENANTS:
+        store_waits(connection, schema, (YESTERDAY, "vinted", 1), (100, 200, 900))
     assert summarize(first, last).success
     return url
 
@@ -57,9 +62,13 @@ def test_the_frame(stats: str, tenant: str | None, factor: int) -> None:
     assert vinted["avg_duration_ms"] == 4000
     assert vinted["p50_duration_ms"] == pytest.approx(2000, rel=0.01)
     assert vinted["p95_duration_ms"] == pytest.approx(9000, rel=0.01)
+    assert vinted["p99_duration_ms"] == pytest.approx(9000, rel=0.01)
+    assert vinted["avg_wait_ms"] == 400
+    assert vinted["p50_wait_ms"] == pytest.approx(200, rel=0.01)
+    assert vinted["p95_wait_ms"] == pytest.approx(900, rel=0.01)
     # Nothing ran here: there is nothing to divide by.
     assert (etsy["action_code"], etsy["cancelled_count"], etsy["total_jobs"]) == ("unknown", factor, 0)
-    assert all(pd.isna(etsy[name]) for name in ("success_rate", "avg_duration_ms", "p50_duration_ms"))
+    assert all(pd.isna(etsy[name]) for name in ("success_rate", "avg_duration_ms", "p50_duration_ms", "p50_wait_ms"))
 
 
 def test_days_and_marketplace(stats: str) -> None:
@@ -114,9 +123,12 @@ def test_the_command_line(stats: str) -> None:
     rows = list(csv.DictReader(io.StringIO(command("--days", "8", "--format", "csv"))))
     assert [(row["marketplace"], row["total_jobs"]) for row in rows] == [("ebay", "3"), ("etsy", "0"), ("vinted", "9")]
     table = command("--days", "1", "--tenant", "user_2", "--marketplace", "vinted").splitlines()
-    header = "date marketplace action jobs failed success mean ms p50 ms p95 ms tasks retries"
+    header = "date marketplace action jobs failed success mean ms p50 ms p95 ms p99 ms p95 wait ms tasks retries"
     assert " ".join(table[1].split()) == header
-    assert table[3].split()[1:7] == ["vinted", "publish", "3", "1", "66.7%", "4,000"]
+    cells = table[3].split()
+    assert cells[1:7] == ["vinted", "publish", "3", "1", "66.7%", "4,000"]
+    # The wait of one tenant is its own stored one, which these rows have exactly.
+    assert cells[10:] == ["900", "1", "2"]
 
 
 def test_the_command_line_refuses_in_a_sentence(server: str) -> None:

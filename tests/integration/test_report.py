@@ -18,7 +18,7 @@ import pytest
 from pipelines.definitions import build_defs
 from pipelines.settings import Settings
 from tests import application
-from tests.integration.common import TENANTS, calm_time, failure, job, metadata
+from tests.integration.common import TENANTS, calm_time, failure, job, mean_of, metadata, store_waits
 from tests.reference import (
     JOB_COLUMNS,
     JOB_NUMBERS,
@@ -79,24 +79,37 @@ class Expected:
     def __init__(self, sources: Sequence[tuple[Any, Any]], days: Sequence[Day]) -> None:
         self.sums: defaultdict[Any, Counter[str]] = defaultdict(Counter)
         self.durations: defaultdict[Any, list[int]] = defaultdict(list)
+        self.waits: defaultdict[Any, list[int]] = defaultdict(list)
         for jobs, tasks in sources:
             for row in reference_rows(jobs, tasks, days).to_dict("records"):
                 self.sums[self._key(row)].update({name: row[name] for name in (*JOB_NUMBERS, *TASK_NUMBERS)})
             for row in reference_durations(jobs, days).to_dict("records"):
                 self.durations[self._key(row)].append(row["duration_ms"])
 
+    def wait(
+        self, connection: psycopg.Connection[Any], sources: Sequence[tuple[Any, Any]], days: Sequence[Day]
+    ) -> None:
+        """Gives random waits to the stored rows, after the run."""
+        chance = random.Random(6)
+        for tenant, (jobs, tasks) in zip(TENANTS, sources, strict=True):
+            for row in reference_rows(jobs, tasks, days).to_dict("records"):
+                waited = [chance.randrange(1_000_000) for _ in range(chance.randrange(4))]
+                store_waits(connection, tenant, (row["date"], row["marketplace"], row["action_type_id"]), waited)
+                self.waits[self._key(row)] += waited
+
     @staticmethod
     def _key(row: dict[Any, Any]) -> tuple[date, str, str]:
         return row["date"], row["marketplace"], CODES.get(row["action_type_id"], "unknown")
 
     def check(self, cells: Sequence[str], days: Sequence[date], marketplace: str, action: str = "all") -> None:
-        """Jobs, failed, success, mean, p50, p95, tasks, retries."""
+        """Jobs, failed, success; mean, p50, p95 and p99 of the durations; p50 and p95 of the waits; tasks, retries."""
         keys = [
             key for key in self.sums if key[0] in days and marketplace in ("all", key[1]) and action in ("all", key[2])
         ]
         sums = sum((self.sums[key] for key in keys), Counter())
         durations = [ms for key in keys for ms in self.durations[key]]
-        jobs, failed, success, mean, p50, p95, tasks, retries = cells
+        waits = [ms for key in keys for ms in self.waits[key]]
+        jobs, failed, success, mean, p50, p95, p99, p50_wait, p95_wait, tasks, retries = cells
         assert [jobs, failed, tasks, retries] == [
             f"{sums[name]:,}" for name in ("total_jobs", "failure_count", "total_tasks", "retry_count")
         ]
@@ -104,12 +117,20 @@ class Expected:
             assert success == NOTHING
         else:
             assert success == f"{100 * sums['success_count'] / sums['total_jobs']:.1f} %"
-        if not durations:
-            assert [mean, p50, p95] == [NOTHING] * 3
-        else:
-            assert mean == f"{int(Fraction(sum(durations), len(durations)) + Fraction(1, 2)):,}"
-            for shown, q in ((p50, Fraction(1, 2)), (p95, Fraction(19, 20))):
-                assert int(shown.replace(",", "")) == pytest.approx(exact_percentile(durations, q), rel=0.01, abs=0.5)
+        exact_mean = mean_of(durations)
+        assert mean == (NOTHING if exact_mean is None else f"{exact_mean:,}")
+        for shown, exact, percent in (
+            (p50, durations, 50),
+            (p95, durations, 95),
+            (p99, durations, 99),
+            (p50_wait, waits, 50),
+            (p95_wait, waits, 95),
+        ):
+            if exact:
+                value = exact_percentile(exact, Fraction(percent, 100))
+                assert int(shown.replace(",", "")) == pytest.approx(value, rel=0.01, abs=0.5)
+            else:
+                assert shown == NOTHING
 
     def failed(self, days: Sequence[date], action: str, marketplace: str) -> int:
         return sum(self.sums[day, marketplace, action]["failure_count"] for day in days)
@@ -153,17 +174,20 @@ def test_every_number_equals_the_reference(
     connection: psycopg.Connection[Any], days: list[Day], tmp_path: Path
 ) -> None:
     """The page's tables: both weeks by marketplace and action, each day, and the failed jobs; and Dagit's numbers."""
-    expected = Expected(list(fill(connection, days)), days)
+    sources = list(fill(connection, days))
+    expected = Expected(sources, days)
     dates = [day.date for day in days[:-1]]  # Today is not closed, so it is in none of the numbers.
-    for name in ("marketplace_job_stats_job", "marketplace_daily_summary_job"):
-        assert run_job(name, tmp_path, dates).success
+    assert run_job("marketplace_job_stats_job", tmp_path, dates).success
+    expected.wait(connection, sources, days)
+    assert run_job("marketplace_daily_summary_job", tmp_path, dates).success
     result = run_job("marketplace_report_job", tmp_path)
     assert result.success
     tables = Tables((tmp_path / "marketplace_report.html").read_text()).found
 
     now, before, drawn = dates[-7:], dates[-14:-7], dates[-90:]
     header, *weeks = tables["weeks"]
-    assert header[3:] == ["jobs", "failed", "success", "mean ms", "p50 ms", "p95 ms", "tasks", "retries"]
+    assert header[3:] == ["jobs", "failed", "success", "mean ms", "p50 ms", "p95 ms", *header[9:12], "tasks", "retries"]
+    assert header[9:12] == ["p99 ms", "p50 wait ms", "p95 wait ms"]
     seen = []
     for of_now, of_before in zip(weeks[::2], weeks[1::2], strict=True):
         marketplace, action = of_now[:2]
@@ -191,7 +215,10 @@ def test_every_number_equals_the_reference(
     assert (shown["jobs_of_7_days"], shown["failed_jobs_of_7_days"]) == (week["total_jobs"], week["failure_count"])
     assert shown["success_rate_of_7_days"] == pytest.approx(week["success_count"] / week["total_jobs"])
     assert shown["last_day"] == str(dates[-1])
-    assert [len(row) for row in shown["weeks"]] == [7] * 8
+    assert [len(row) for row in shown["weeks"]] == [9] * 8
+    waits = [ms for key, of_key in expected.waits.items() if key[0] in now for ms in of_key]
+    assert shown["p95_wait_ms_of_7_days"] == pytest.approx(exact_percentile(waits, Fraction(95, 100)), rel=0.01)
+    assert shown["weeks"][0]["p95 wait ms"] == round(shown["p95_wait_ms_of_7_days"])
     assert Path(shown["page"]) == tmp_path / "marketplace_report.html"
     for name in ("last_30_days", "last_90_days"):
         assert re.match(r"!\[The last .. days]\(data:image/png;base64,iVBOR", shown[name])

@@ -1,10 +1,10 @@
 """The cross-tenant summary: every number equals an independent computation from the source rows."""
 
-import math
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from datetime import datetime, timedelta, tzinfo
+from datetime import date, datetime, timedelta, tzinfo
 from fractions import Fraction
 from typing import Any
 
@@ -12,12 +12,26 @@ import dagster as dg
 import pandas as pd
 import psycopg
 import pytest
+import sqlalchemy as sa
 
+from assets.marketplace_daily_summary import asset
+from assets.marketplace_daily_summary.aggregate import reasons_query
 from pipelines import sensors
 from pipelines.definitions import build_defs
 from pipelines.settings import Settings
 from tests import application
-from tests.integration.common import DAY, NOON, TENANTS, failure, job, materialize, metadata
+from tests.integration.common import (
+    DAY,
+    NOON,
+    TENANTS,
+    facts,
+    failure,
+    job,
+    materialize,
+    mean_of,
+    metadata,
+    store_waits,
+)
 from tests.reference import (
     JOB_COLUMNS,
     JOB_NUMBERS,
@@ -85,27 +99,51 @@ def fill(connection: psycopg.Connection[Any], seed: int) -> dict[str, tuple[pd.D
     return frames
 
 
+def set_definitions(connection: psycopg.Connection[Any], days: list[date]) -> set[tuple[str, date]]:
+    """Makes all days of the newest definition, but three; those."""
+    for tenant in TENANTS:
+        connection.execute(f"UPDATE {tenant}.marketplace_job_stats_days SET definition = 2")
+    ledgers = [(f"{tenant}.marketplace_job_stats_days", day) for tenant, day in zip(TENANTS, days, strict=True)]
+    (old, held_back, unknown) = ledgers
+    connection.execute(f"UPDATE {old[0]} SET definition = 1 WHERE date = %s", [old[1]])
+    connection.execute(f"UPDATE {held_back[0]} SET outcome = 'held_back' WHERE date = %s", [held_back[1]])
+    connection.execute(f"DELETE FROM {unknown[0]} WHERE date = %s", [unknown[1]])
+    return set(zip(TENANTS, days, strict=True))
+
+
 def test_every_number_equals_the_reference(connection: psycopg.Connection[Any]) -> None:
-    """Sums, tenants, percentiles, and who fails most, from the source rows; replay writes nothing."""
+    """Sums, tenants, percentiles, who fails most and why, from the source rows; replay writes nothing."""
     sources = fill(connection, seed=1)
     materialize(FIRST, LAST)
-    result = summarize()
-    assert result.success
-
     start = NOON.replace(hour=0) - timedelta(days=1)
     days = [Day((start + timedelta(n)).date(), start + timedelta(n), start + timedelta(n + 1)) for n in range(3)]
     sums: defaultdict[Any, Counter[str]] = defaultdict(Counter)
     tenants: defaultdict[Any, set[str]] = defaultdict(set)
     failures: defaultdict[Any, Counter[str]] = defaultdict(Counter)
     durations: defaultdict[Any, list[int]] = defaultdict(list)
+    waits: defaultdict[Any, list[int]] = defaultdict(list)
+    reasons: defaultdict[Any, defaultdict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    chance = random.Random(6)
     for tenant, (jobs, tasks) in sources.items():
         for of_tenant in reference_rows(jobs, tasks, days).to_dict("records"):
             key = key_of(of_tenant)
             sums[key].update({name: of_tenant[name] for name in (*JOB_NUMBERS, *TASK_NUMBERS)})
             tenants[key].add(tenant)
             failures[key][tenant] += of_tenant["failure_count"]
+            row_key = (of_tenant["date"], of_tenant["marketplace"], of_tenant["action_type_id"])
+            waited = [chance.randrange(chance.choice((2, 90_000))) for _ in range(chance.randrange(4))]
+            store_waits(connection, tenant, row_key, waited)
+            waits[key] += waited
+            named = Counter(f"HTTP {500 + chance.randrange(8)}" for _ in range(chance.randrange(9)))
+            names = dict(zip(("date", "marketplace", "action_type_id"), row_key, strict=True))
+            facts(connection, tenant, named, first_id=chance.randrange(10**9), **names)
+            for reason, number in named.items():
+                reasons[key][reason][tenant] += number
         for duration in reference_durations(jobs, days).to_dict("records"):
             durations[key_of(duration)].append(duration["duration_ms"])
+    older = set_definitions(connection, [day.date for day in days])
+    result = summarize()
+    assert result.success
 
     found = rows(connection)
     assert found.keys() == sums.keys()
@@ -117,14 +155,21 @@ def test_every_number_equals_the_reference(connection: psycopg.Connection[Any]) 
         assert row["success_rate"] == (pytest.approx(sums[key]["success_count"] / ran) if ran else None)
         worst = sorted((-n, tenant) for tenant, n in failures[key].items() if n)
         assert row["top_failing"] == [{"tenant": tenant, "failures": -n} for n, tenant in worst]
-        exact = durations[key]
-        if exact:
-            mean = math.floor(Fraction(sum(exact), len(exact)) + Fraction(1, 2))
-            assert row["avg_duration_ms"] == mean
-            assert row["p50_duration_ms"] == pytest.approx(exact_percentile(exact, Fraction(1, 2)), rel=0.01)
-            assert row["p95_duration_ms"] == pytest.approx(exact_percentile(exact, Fraction(19, 20)), rel=0.01)
-        else:
-            assert [row[f"{name}_duration_ms"] for name in ("avg", "p50", "p95")] == [None] * 3
+        for measure, exact in (("duration", durations[key]), ("wait", waits[key])):
+            assert row[f"avg_{measure}_ms"] == mean_of(exact)
+            for percent in (50, 95, 99) if measure == "duration" else (50, 95):
+                q = Fraction(percent, 100)
+                expected = pytest.approx(exact_percentile(exact, q), rel=0.01) if exact else None
+                assert row[f"p{percent}_{measure}_ms"] == expected
+        assert (row["wait_count"], row["wait_sum_ms"]) == (len(waits[key]), sum(waits[key]))
+        assert sum(row["wait_sketch_counts"] or ()) == len(waits[key])
+        most = sorted((-of_tenants.total(), reason) for reason, of_tenants in reasons[key].items())[:5]
+        assert row["top_reasons"] == [
+            {"reason": reason, "jobs": -number, "tenants": len(reasons[key][reason])} for number, reason in most
+        ]
+        assert row["tenants_older_definition"] == sum((tenant, key[0]) in older for tenant in tenants[key])
+    assert max(len(of_key) for of_key in reasons.values()) > 5
+    assert {row["tenants_older_definition"] for row in found.values()} == {0, 1}
 
     # The frame is the asset's output, and its storage is the table.
     output = result.asset_value("marketplace_daily_summary")
@@ -142,7 +187,13 @@ def test_every_number_equals_the_reference(connection: psycopg.Connection[Any]) 
     assert {day: values["jobs"] for day, values in reported.items()} == {
         str(day.date): sum(n["total_jobs"] for key, n in sums.items() if key[0] == day.date) for day in days
     }
+    assert [values["tenants_older_definition"] for values in reported.values()] == [1, 1, 1]
     assert len(reported[LAST]["run_preview"]) == 20
+    first = reported[LAST]["run_preview"][0]
+    busiest = found[date.fromisoformat(first["date"]), first["marketplace"], first["action"]]
+    [most, *_] = busiest["top_reasons"]
+    assert first["top reason"] == f"{most['reason']} ({most['jobs']})"
+    assert first["p95 wait ms"] == round(busiest["p95_wait_ms"])
 
     state = f"SELECT ctid, xmin, * FROM {SUMMARY} ORDER BY ctid"
     before = connection.execute(state).fetchall()
@@ -177,6 +228,8 @@ def test_tenants_that_cannot_be_read_are_named(connection: psycopg.Connection[An
     for tenant in TENANTS:
         application.insert(connection, tenant, "marketplace_jobs", [job(id=1)])
     materialize()
+    for tenant in TENANTS:
+        facts(connection, tenant, {"HTTP 429": 1}, first_id=100)
     connection.execute("""
         DROP TABLE user_1.marketplace_job_stats_days;
         REVOKE SELECT ON user_10.marketplace_job_stats FROM stats""")
@@ -185,6 +238,81 @@ def test_tenants_that_cannot_be_read_are_named(connection: psycopg.Connection[An
     assert "user_10: permission denied for table marketplace_job_stats (SQLSTATE 42501)" in failure(result)
     [row] = rows(connection).values()
     assert (row["total_jobs"], row["tenants_active"]) == (1, 1)
+    assert row["top_reasons"] == [{"reason": "HTTP 429", "jobs": 1, "tenants": 1}]
+
+
+def test_a_row_in_which_nothing_ran_is_of_no_definition(connection: psycopg.Connection[Any]) -> None:
+    """What the old live counter has left with zeros counts neither as active nor as older; with jobs, as both."""
+    for tenant, jobs in zip(TENANTS, (0, 2, 3), strict=True):
+        left = {"action_type_id": 1, "marketplace": "vinted", "date": DAY, "total_jobs": jobs, "success_count": jobs}
+        application.insert(connection, tenant, "marketplace_job_stats", [left])
+    reported = metadata(summarize(DAY, DAY))[DAY]
+    [row] = rows(connection).values()
+    assert (row["total_jobs"], row["tenants_active"], row["tenants_older_definition"]) == (5, 2, 2)
+    assert (row["wait_count"], row["p95_wait_ms"]) == (0, None)
+    assert reported["tenants_older_definition"] == 2
+
+
+def test_a_reason_that_is_rare_in_each_batch_may_be_the_first_of_all(
+    connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batches are added up before the most frequent reasons are chosen. Equal ones are in order of their text, and
+    only those of failed jobs of the row's own day count.
+    """
+    monkeypatch.setattr(asset, "BATCH", 1)
+    for number, tenant in enumerate(TENANTS):
+        application.insert(connection, tenant, "marketplace_jobs", [job(id=1, status="failed")])
+        numbers = {f"only here, {tenant}: {letter}": 3 for letter in "ABCDE"} | {"everywhere": 2}
+        facts(connection, tenant, numbers, first_id=100)
+        facts(connection, tenant, {"another day": 9}, 200, date=NOON.date() + timedelta(days=1 + number))
+        facts(connection, tenant, {"not failed": 9}, 300, status="cancelled")
+        facts(connection, tenant, {None: 9}, 400)
+    materialize()
+    assert summarize(DAY, DAY).success
+    [row] = rows(connection).values()
+    others = [{"reason": f"only here, user_10: {letter}", "jobs": 3, "tenants": 1} for letter in "ABCD"]
+    assert row["top_reasons"] == [{"reason": "everywhere", "jobs": 6, "tenants": 3}, *others]
+
+
+def test_a_tenant_whose_facts_cannot_be_read_keeps_its_numbers(connection: psycopg.Connection[Any]) -> None:
+    """Its jobs are in the sums; the run has failed, and says whose reasons are missing."""
+    for tenant in TENANTS:
+        application.insert(connection, tenant, "marketplace_jobs", [job(id=1, status="failed")])
+    materialize()
+    for tenant in TENANTS:
+        facts(connection, tenant, {"HTTP 429": 1}, first_id=100)
+    connection.execute("""
+        DROP TABLE user_1.marketplace_job_facts;
+        REVOKE SELECT ON user_10.marketplace_job_facts FROM stats""")
+    result = summarize(DAY, DAY)
+    assert failure(result).startswith("2 tenants are not in its failure reasons. user_")
+    assert re.search("user_1: relation .*marketplace_job_facts.* does not exist", failure(result))
+    assert "user_10: permission denied for table marketplace_job_facts" in failure(result)
+    [row] = rows(connection).values()
+    assert (row["failure_count"], row["tenants_active"]) == (3, 3)
+    assert row["top_reasons"] == [{"reason": "HTTP 429", "jobs": 1, "tenants": 1}]
+    assert metadata(result)[DAY]["run_tenants_without_reasons"] == 2
+
+
+def test_the_facts_of_a_day_are_found_by_their_index(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
+    """Whatever a tenant has of other days is not read."""
+    connection.execute("""
+        INSERT INTO user_1.marketplace_job_facts
+            (job_id, created_at, completed_at, date, action_type_id, retry_count, marketplace, status, failure_reason)
+        SELECT n, now(), now(), date '2025-01-01' + n % 365, 1, 0, 'vinted', 'failed', 'HTTP 429'
+          FROM generate_series(1, 20000) n;
+        ANALYZE user_1.marketplace_job_facts""")
+    parameters: dict[str, Any] = {"first_date": date(2025, 7, 1), "last_date": date(2025, 7, 3)}
+    parameters |= {name: [] for name in ("action_type_ids", "action_codes", "action_names")}
+    query = reasons_query(["user_1"])
+    with engine.connect() as reader:
+        jobs = [row.jobs for row in reader.execute(query, parameters)]
+        compiled = query.compile(reader, compile_kwargs={"render_postcompile": True})
+        explained = reader.exec_driver_sql(f"EXPLAIN {compiled}", compiled.construct_params(parameters))
+        plan = "\n".join(explained.scalars())
+    assert jobs == [55] * 3
+    assert "Index Cond: ((date >= '2025-07-01'::date) AND (date <= '2025-07-03'::date))" in plan
+    assert "Seq Scan" not in plan
 
 
 def test_where_nobody_can_be_read_nothing_is_changed(connection: psycopg.Connection[Any]) -> None:

@@ -50,13 +50,33 @@ def test_every_column_says_where_it_comes_from() -> None:
         name: spec.metadata["dagster/column_schema"] for name, spec in specs.items() if name != "marketplace_report"
     }
     columns = {name: {column.name for column in schema.columns} for name, schema in schemas.items()}
-    for name in ("marketplace_job_stats", "marketplace_daily_summary"):
+    technical: dict[str, set[str]] = {
+        "marketplace_job_facts": set(),
+        "marketplace_job_stats": {"id", "created_at", "computed_at"},
+        "marketplace_job_stats_days": {"outcome", "time_zone", "definition", "row_versions", "run_id", "changed_at"},
+        "marketplace_job_stats_changes": {"changed_at", "run_id", "cause"},
+        "marketplace_daily_summary": {"computed_at"},
+    }
+    for name, unexplained in technical.items():
         lineage = specs[name].metadata["dagster/column_lineage"]
-        assert columns[name] - set(lineage.deps_by_column) <= {"id", "created_at", "computed_at"}
+        assert columns[name] - set(lineage.deps_by_column) == unexplained
         assert set(lineage.deps_by_column) <= columns[name]
         for dependency in (dep for deps in lineage.deps_by_column.values() for dep in deps):
             assert dependency.asset_key.path[0] == "eu"
             assert dependency.column_name in columns[dependency.asset_key.path[-1]]
+
+
+def test_the_stats_stand_between_the_facts_and_what_says_what_they_are() -> None:
+    """In the graph, the facts come from the sources, and ledger and journal after the stats."""
+    definitions = build_defs(Settings.from_env({}))
+    parents = {
+        spec.key.path[-1]: {dep.asset_key.path[-1] for dep in spec.deps}
+        for spec in definitions.resolve_all_asset_specs()
+    }
+    sources = {"marketplace_jobs", "marketplace_tasks", "marketplace_action_types"}
+    assert parents["marketplace_job_facts"] == sources
+    for name in ("marketplace_job_stats_days", "marketplace_job_stats_changes", "marketplace_daily_summary"):
+        assert parents[name] == {"marketplace_job_stats"}
 
 
 def test_everything_is_described() -> None:
@@ -73,7 +93,8 @@ def test_everything_is_described() -> None:
     }
     assert len(described) > 20
     assert [name for name, description in described.items() if not description] == []
-    nothing_runs = {"marketplace_jobs", "marketplace_tasks", "marketplace_action_types", "marketplace_job_stats_days"}
+    nothing_runs = {"marketplace_jobs", "marketplace_tasks", "marketplace_action_types", "marketplace_job_facts"}
+    nothing_runs |= {"marketplace_job_stats_days", "marketplace_job_stats_changes"}
     without_help = [
         name for name, text in described.items() if not re.search(r"\bWhen (it|its|a tick|days)\b", str(text))
     ]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from assets.marketplace_daily_summary.table import COLUMNS
 from assets.marketplace_report import numbers, page
 from assets.marketplace_report.pictures import data_uri, draw
-from pipelines import sketch
+from assets.sketch import DURATION, GAMMA, VERSION, WAIT
 
 LAST = date(2026, 3, 10)
 
@@ -30,9 +30,10 @@ def row(
         "total_jobs": jobs,
         "failure_count": failed,
         "success_count": jobs - failed,
-        sketch.KEYS: list(durations) or None,
-        sketch.COUNTS: list(durations.values()) or None,
-        sketch.VERSION_COLUMN: sketch.VERSION if durations else None,
+        **dict.fromkeys((*DURATION.sketch, *WAIT.sketch)),
+        DURATION.keys: list(durations) or None,
+        DURATION.counts: list(durations.values()) or None,
+        DURATION.version: VERSION if durations else None,
         **others,
     }
 
@@ -196,7 +197,7 @@ def test_the_pictures_show_the_numbers() -> None:
     assert success[0] == pytest.approx([0.95, float("nan"), 0.6], nan_ok=True)
     assert success[1] == pytest.approx([float("nan"), float("nan"), 0], nan_ok=True)
     p50, p95 = (list(line.get_ydata())[-3:] for line in figure.axes[2].lines[:2])  # type: ignore[arg-type]
-    expected = [sketch.GAMMA**200, float("nan"), sketch.GAMMA**300]
+    expected = [GAMMA**200, float("nan"), GAMMA**300]
     assert p50 == pytest.approx(expected, rel=0.011, nan_ok=True)
     assert p95 == pytest.approx(expected, rel=0.011, nan_ok=True)
     labels = [label.get_text() for label in figure.axes[3].get_yticklabels()]
