@@ -3,8 +3,7 @@
 Columns, keys and constraints belong here; queries, migrations and connections do not.
 
 Every table of a tenant is declared in the placeholder schema `tenant`. A query runs on a connection whose
-`schema_translate_map` names the real schema (`pipelines.tenants.on_tenant`), or in a transaction that has entered the
-tenant, without a schema's name (`enter_tenant`, `sql_in_tenant`). The two groups of tables live on two
+`schema_translate_map` names the real schema (`pipelines.tenants.on_tenant`). The two groups of tables live on two
 MetaData objects, so that nothing that creates or compares our tables can ever touch the application's.
 """
 

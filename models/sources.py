@@ -30,8 +30,10 @@ class MarketplaceJob(SourceBase):
     retry_count: Mapped[int] = mapped_column(Integer, doc="How many times the job was tried again.")
     started_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), doc="When the job started.")
     completed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), doc="When the job ended: its day.")
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), doc="When the job was asked for.")
-    error_message: Mapped[str | None] = mapped_column(Text, doc="Why a failed job failed.")
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), doc="When the job was created; with its id, what the job is known by."
+    )
+    error_message: Mapped[str | None] = mapped_column(Text, doc="Why the job failed; its first line counts.")
 
 
 class MarketplaceTask(SourceBase):

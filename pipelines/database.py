@@ -59,19 +59,15 @@ def conninfo(*variables: str) -> str:
         ) from None
 
 
-def create_engine(conninfo: str, *, pool_size: int = 1, prepares: bool = False, **parameters: int | str) -> sa.Engine:
+def create_engine(conninfo: str, *, pool_size: int = 1, **parameters: int | str) -> sa.Engine:
     """An engine of at most `pool_size` connections, REPEATABLE READ; `parameters` are server settings for each.
 
-    `prepares`: for statements of one text for all tenants (see `pipelines.tenants.sql_in_tenant`). Prepared, they are
-    read by the server once; names are looked up, and plans are made, for each tenant anew. Else no statement is
-    prepared that does not ask for it: each tenant has its own, and the server would keep them all.
+    No statement is prepared that does not ask for it: each tenant has its own, and the server would keep them all.
 
     libpq parses the URL itself, so that all its options work, and the engine does not know the password. A connection
     on which the parameters do not last raises UsageError.
     """
     given = conninfo_to_dict(conninfo)
-    if prepares:
-        parameters["plan_cache_mode"] = "force_custom_plan"
     settings = {
         **given,
         "application_name": given.get("application_name") or APPLICATION_NAME,
@@ -80,7 +76,7 @@ def create_engine(conninfo: str, *, pool_size: int = 1, prepares: bool = False, 
 
     def connect() -> psycopg.Connection[Any]:
         connection: psycopg.Connection[Any] = psycopg.connect(
-            prepare_threshold=2 if prepares else sys.maxsize,
+            prepare_threshold=sys.maxsize,
             **settings,  # type: ignore[arg-type]
         )
         try:
@@ -110,10 +106,11 @@ def _set_parameters(connection: psycopg.Connection[Any], parameters: Mapping[str
     if not parameters:
         return
     connection.autocommit = True
-    calls = sql.SQL(", ").join([sql.SQL("set_config(%s, %s, false)")] * len(parameters))
+    # By their full names: until a search path is set, it may be one on which a tenant's schema comes before pg_catalog.
+    calls = sql.SQL(", ").join([sql.SQL("pg_catalog.set_config(%s, %s, false)")] * len(parameters))
     given = [text for item in parameters.items() for text in item]
     wanted = connection.execute(sql.SQL("SELECT {}").format(calls), given).fetchone()
-    calls = sql.SQL(", ").join([sql.SQL("current_setting(%s)")] * len(parameters))
+    calls = sql.SQL(", ").join([sql.SQL("pg_catalog.current_setting(%s)")] * len(parameters))
     found = connection.execute(sql.SQL("SELECT {}").format(calls), list(parameters)).fetchone()
     connection.autocommit = False
     if found != wanted:

@@ -14,7 +14,7 @@ from assets.sources import build_sources
 from assets.tenant_tables import build_tenant_tables, table_key
 from models.stats import MarketplaceJobStatsDay
 from pipelines.alerts import build_alert_sensor
-from pipelines.covering_index import covering_index_job
+from pipelines.covering_index.job import covering_index_job
 from pipelines.migration import build_migration_schedule, migrate_tenants_job
 from pipelines.partitions import day_partitions
 from pipelines.resources import TenantDatabase
@@ -34,7 +34,9 @@ SOON = {"dagster/priority": "1"}
 def build_defs(settings: Settings) -> dg.Definitions:
     """The definitions for one database; the same for production and for tests. Connects to nothing."""
     partitions = day_partitions(settings)
-    stats = build_marketplace_job_stats(partitions, settings.sweep_days, settings.key_prefix)
+    stats = build_marketplace_job_stats(
+        partitions, settings.sweep_days, settings.key_prefix, failure_reasons=settings.failure_reasons
+    )
     yesterday_check = build_yesterday_check(partitions, table_key(MarketplaceJobStatsDay, settings.key_prefix))
     job = dg.define_asset_job(
         "marketplace_job_stats_job",

@@ -4,12 +4,13 @@ A day is never computed from a timestamp's date: PostgreSQL and Python disagree 
 zones. The instants of the partitions are the only truth, and SQL compares with them.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from functools import cached_property
+from datetime import UTC, date, datetime, timedelta
+from functools import cached_property, lru_cache
 from itertools import groupby, pairwise
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 
@@ -83,3 +84,44 @@ class Window:
             f"{self.dates[0]} to {self.dates[-1]}: "
             f"from {self.starts[0].isoformat()} to before {self.end.isoformat()}"
         )
+
+
+@dataclass(frozen=True)
+class Days:
+    """All days there are, also those before the first partition and after the last one."""
+
+    partitions: dg.DailyPartitionsDefinition
+
+    def of(self, window: Window, instants: Iterable[datetime]) -> dict[str, str]:
+        """The parameters `dates` and `starts` of the days of a window and those to which these instants belong.
+
+        Where a day does not follow the one before, null stands for the days between.
+        """
+        days = dict(zip(window.starts, window.dates, strict=True))
+        ends = {window.end}
+        for instant in instants:
+            start, end, day = self._day_of(instant)
+            days[start] = day
+            ends.add(end)
+        bounds = sorted(days.keys() | ends)
+        return {
+            "dates": f"{{{','.join(days[bound].isoformat() if bound in days else 'NULL' for bound in bounds)}}}",
+            "starts": f"{{{','.join(bound.isoformat() for bound in bounds)}}}",
+        }
+
+    def _day_of(self, instant: datetime) -> tuple[datetime, datetime, date]:
+        """Start, end and date of the day that an instant belongs to. Its date by the clock may be the next or the one
+        before."""
+        by_clock = instant.astimezone(ZoneInfo(self.partitions.timezone)).date()
+        for shift in (0, -1, 1):
+            day = by_clock + timedelta(days=shift)
+            start, end = _bounds(self.partitions, day.isoformat())
+            if start <= instant < end:
+                return start, end, day
+        raise ValueError(f"{instant} belongs to no day.")
+
+
+@lru_cache(maxsize=10_000)
+def _bounds(partitions: dg.DailyPartitionsDefinition, key: str) -> tuple[datetime, datetime]:
+    window = partitions.time_window_for_partition_key(key)
+    return window.start.astimezone(UTC), window.end.astimezone(UTC)

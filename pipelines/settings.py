@@ -31,6 +31,7 @@ class Settings:
     time_zone: str
     lookback_days: int
     sweep_days: int
+    failure_reasons: bool
     workers: int
     lock_timeout_ms: int
     statement_timeout_ms: int
@@ -46,6 +47,7 @@ class Settings:
             time_zone=_time_zone(env, "STATS_TIMEZONE", "UTC"),
             lookback_days=_whole_number(env, "STATS_LOOKBACK_DAYS", 3, 1, 366),
             sweep_days=_whole_number(env, "STATS_SWEEP_DAYS", 35, 1, 366),
+            failure_reasons=_yes_or_no(env, "STATS_FAILURE_REASONS", default=True),
             workers=_whole_number(env, "STATS_WORKERS", 4, 1, 64),
             lock_timeout_ms=_whole_number(env, "STATS_LOCK_TIMEOUT_MS", 10_000, 1, 3_600_000),
             statement_timeout_ms=_whole_number(env, "STATS_STATEMENT_TIMEOUT_MS", 1_800_000, 1, 86_400_000),
@@ -83,6 +85,13 @@ def _whole_number(env: Mapping[str, str], name: str, default: int, low: int, hig
     if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
         raise UsageError(f"{name}={text!r} is not allowed: give a whole number from {low} to {high}.")
     return int(text)
+
+
+def _yes_or_no(env: Mapping[str, str], name: str, *, default: bool) -> bool:
+    text = env.get(name, "").strip() or ("yes" if default else "no")
+    if text not in ("yes", "no"):
+        raise UsageError(f"{name}={text!r} is not allowed: say yes or no.")
+    return text == "yes"
 
 
 def _date(env: Mapping[str, str], name: str, default: str) -> date:

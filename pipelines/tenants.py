@@ -1,6 +1,6 @@
 """Which schemas are tenants, and what each of them has.
 
-The one place where a schema name becomes SQL (`quoted`, `on_tenant`, `enter_tenant`). Everything is read from the
+The one place where a schema name becomes SQL (`quoted`, `on_tenant`). Everything is read from the
 catalog in one query for all tenants, so it costs the same round trip for one tenant as for ten thousand, and needs no
 privilege on them.
 """
@@ -13,11 +13,16 @@ from typing import Any
 
 import sqlalchemy as sa
 from psycopg import sql
-from sqlalchemy.dialects.postgresql.psycopg import PGCompiler_psycopg, PGDialect_psycopg
 
 from models import TENANT
 from models.sources import MarketplaceJob, MarketplaceTask
-from models.stats import KEY, MarketplaceJobStats, MarketplaceJobStatsDay
+from models.stats import (
+    KEY,
+    MarketplaceJobFact,
+    MarketplaceJobStats,
+    MarketplaceJobStatsChange,
+    MarketplaceJobStatsDay,
+)
 from pipelines.database import server_and_database
 from pipelines.settings import UsageError
 
@@ -27,9 +32,15 @@ TENANT_PATTERN = "^user_[0-9]+$"
 TEMPLATE_SCHEMA = "template_tenant"
 """What the application clones for a new customer: migrated like a tenant, never aggregated."""
 
-_STATS, _LEDGER = MarketplaceJobStats.__table__, MarketplaceJobStatsDay.__table__
-_SOURCES = {MarketplaceJob.__tablename__: "vinted_jobs", MarketplaceTask.__tablename__: "plugin_tasks"}
-_KEYS = {_STATS.name: KEY, _LEDGER.name: ("date",)}
+_JOBS, _TASKS, _OLD_JOBS = MarketplaceJob.__tablename__, MarketplaceTask.__tablename__, "vinted_jobs"
+_TARGETS = {
+    model.__tablename__: model.__table__
+    for model in (MarketplaceJobStats, MarketplaceJobStatsDay, MarketplaceJobFact, MarketplaceJobStatsChange)
+}
+_READ = (MarketplaceJobStats.__tablename__, MarketplaceJobStatsDay.__tablename__)
+"""What readers need; the facts say only why jobs failed."""
+_KEYS = {name: tuple(key.name for key in table.primary_key) for name, table in _TARGETS.items()}
+_KEYS[MarketplaceJobStats.__tablename__] = KEY  # By which its rows are found; the primary key says nothing.
 
 
 def quoted(name: str) -> str:
@@ -42,45 +53,20 @@ def on_tenant(connection: sa.Connection, schema: str) -> sa.Connection:
     return connection.execution_options(schema_translate_map={TENANT: schema})
 
 
-class _Compiler(PGCompiler_psycopg):
-    """Writes constants into the text; only what the caller binds stays a parameter."""
-
-    def visit_bindparam(self, bindparam: Any, *_: Any, **options: Any) -> Any:
-        options["literal_binds"] = not bindparam.required
-        return super().visit_bindparam(bindparam, **options)  # type: ignore[no-untyped-call]
-
-
-def sql_in_tenant(statement: sa.Executable) -> str:
-    """The text of a statement over the tables of the tenant that is entered; for `exec_driver_sql`.
-
-    For statements that are long and run for each tenant: to make their text, even from SQLAlchemy's cache, takes longer
-    than the server needs for a small tenant, and as it is the same for all, the driver, too, takes it apart only once.
-    """
-    dialect: Any = PGDialect_psycopg()  # type: ignore[no-untyped-call]
-    dialect.statement_compiler = _Compiler
-    return str(statement.compile(dialect=dialect)).replace(f"{TENANT}.", "")  # type: ignore[attr-defined]
-
-
-def enter_tenant(connection: sa.Connection, schema: str, lock: sa.Table) -> None:
-    """Locks this table of the tenant against other writers, and makes the tenant's schema the only one in which names
-    are looked up, both to the end of the transaction: a table that is missing cannot be found elsewhere.
-    """
-    table = f"{quoted(schema)}.{quoted(lock.name)}"  # By its full name, so that an error tells the schema.
-    connection.exec_driver_sql(
-        f"SET LOCAL search_path = {quoted(schema)}; LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"
-    )
-
-
 @dataclass(frozen=True)
 class Tenant:
     """A tenant's schema, and the reason why it cannot be computed, if there is one.
 
     `skipped`: there is nothing to compute from. `failed`: there is, but the target is not usable; says the remedy.
+    `has_tasks`: there is a table of tasks; without it their numbers are unknown. `unreadable`: why what is stored
+    cannot be read, whatever has become of the source; says the remedy, too.
     """
 
     schema: str
     skipped: str | None = None
     failed: str | None = None
+    has_tasks: bool = True
+    unreadable: str | None = None
 
 
 # One row per tenant and table that matters here, with its columns, and whether it has the unique key that rows are
@@ -105,8 +91,8 @@ _CATALOG = sa.text("""
      WHERE n.nspname ~ :pattern AND (:only = '{}' OR n.nspname = ANY (:only))
      ORDER BY substring(n.nspname FROM 6)::numeric, n.nspname
 """).bindparams(
-    sa.bindparam("sources", [*_SOURCES, *_SOURCES.values()], type_=sa.ARRAY(sa.Text)),
-    sa.bindparam("targets", [_STATS.name, _LEDGER.name], type_=sa.ARRAY(sa.Text)),
+    sa.bindparam("sources", [_JOBS, _TASKS, _OLD_JOBS], type_=sa.ARRAY(sa.Text)),
+    sa.bindparam("targets", [*_TARGETS], type_=sa.ARRAY(sa.Text)),
     sa.bindparam("keys", json.dumps({table: ",".join(sorted(key)) for table, key in _KEYS.items()})),
     sa.bindparam("pattern", TENANT_PATTERN),
     sa.bindparam("only", type_=sa.ARRAY(sa.Text)),
@@ -144,17 +130,24 @@ def choose_tenants(connection: sa.Connection, names: Sequence[str] = ()) -> list
 
 def _judge(schema: str, relations: dict[str, sa.Row[Any]]) -> Tenant:
     """The state of a tenant from its relations by name."""
-    for table, old_name in _SOURCES.items():
-        if table not in relations:
-            reason = f"still has {old_name}, its name before the rename" if old_name in relations else "is missing"
-            return Tenant(schema, skipped=f"{table} {reason}")
     remedy = f"run `alembic -x tenant={schema} upgrade head`"
-    for target in (_STATS, _LEDGER):
-        if target.name not in relations:
-            return Tenant(schema, failed=f"{target.name} is missing: {remedy}")
-        if missing := sorted({column.name for column in target.columns} - set(relations[target.name].columns)):
-            return Tenant(schema, failed=f"{target.name} lacks the columns {', '.join(missing)}: {remedy}")
-        if not relations[target.name].has_key:
-            key = ", ".join(_KEYS[target.name])
-            return Tenant(schema, failed=f"{target.name} has no unique key on {key}: {remedy}")
-    return Tenant(schema)
+    faults = {
+        name: f"{name} {fault}: {remedy}"
+        for name, target in _TARGETS.items()
+        if (fault := _fault(target, relations.get(name)))
+    }
+    unreadable = next((faults[name] for name in _READ if name in faults), None)
+    if _JOBS not in relations:
+        reason = f"still has {_OLD_JOBS}, its name before the rename" if _OLD_JOBS in relations else "is missing"
+        return Tenant(schema, skipped=f"{_JOBS} {reason}", unreadable=unreadable)
+    failed = next(iter(faults.values()), None)
+    return Tenant(schema, failed=failed, has_tasks=_TASKS in relations, unreadable=unreadable)
+
+
+def _fault(target: sa.Table, found: sa.Row[Any] | None) -> str | None:
+    """What is wrong with a table of ours, if anything is."""
+    if found is None:
+        return "is missing"
+    if missing := sorted({column.name for column in target.columns} - set(found.columns)):
+        return f"lacks the columns {', '.join(missing)}"
+    return None if found.has_key else f"has no unique key on {', '.join(_KEYS[target.name])}"

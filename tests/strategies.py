@@ -55,6 +55,17 @@ DURATIONS_US = (
     # A start after the end.
     *(-1, -500, -1000, -3_600_000_000),
 )
+WAITS_US = (0, 500, 1499, 1500, 60_000_000, LIMIT_US - 501, LIMIT_US - 500, LIMIT_US, -1, -500)
+MESSAGES = (
+    None,
+    "",
+    "HTTP 503",
+    "status 503\nat 12:30",
+    "Item 12 not found",
+    "Item 13 not found",
+    "'a' is sold",
+    "x" * 150,
+)
 
 
 def zones() -> st.SearchStrategy[tuple[str, dt.date]]:
@@ -91,6 +102,8 @@ def jobs(draw: st.DrawFn, days: Sequence[Day], max_size: int = 12) -> list[Row]:
                 st.sampled_from(RETRY_COUNTS),
                 st.sampled_from(_ends(days, with_past=draw(st.booleans()))),
                 st.sampled_from((*DURATIONS_US, None, *INFINITIES)),
+                st.sampled_from((*WAITS_US, *WAITS_US, *INFINITIES)),
+                st.sampled_from(MESSAGES),
             ),
             min_size=draw(st.sampled_from((0, max_size // 2))),
             max_size=max_size,
@@ -103,10 +116,14 @@ def jobs(draw: st.DrawFn, days: Sequence[Day], max_size: int = 12) -> list[Row]:
             "action_type_id": action_type_id,
             "status": status,
             "retry_count": retry_count,
-            "started_at": _start(completed_at, duration, days),
+            "error_message": message,
+            "started_at": (started_at := _start(completed_at, duration, days)),
             "completed_at": completed_at,
+            "created_at": _start(started_at, wait, days),
         }
-        for number, (marketplace, action_type_id, status, retry_count, completed_at, duration) in enumerate(drawn, 1)
+        for number, (marketplace, action_type_id, status, retry_count, completed_at, duration, wait, message) in (
+            enumerate(drawn, 1)
+        )
     ]
 
 
@@ -133,7 +150,7 @@ def tasks(draw: st.DrawFn, job_ids: Sequence[int], days: Sequence[Day], max_size
 
 @st.composite
 def stored_rows(draw: st.DrawFn, days: Sequence[Day], max_size: int = 6) -> list[Row]:
-    """Rows of the stats table before a run, with the columns `ROW_COLUMNS`; no key comes twice.
+    """Rows of the stats table before a run, with the columns `ROW_COLUMNS` and `computed_at`; no key comes twice.
 
     A row is either one of the batch or one of the old live counter, which knew no marketplace but Vinted, kept only
     four numbers and did not always keep them consistent.
@@ -146,7 +163,7 @@ def stored_rows(draw: st.DrawFn, days: Sequence[Day], max_size: int = 6) -> list
     )
     rows: list[Row] = []
     for action_type_id, marketplace, date in draw(st.lists(keys, max_size=max_size, unique=True)):
-        row: Row = dict.fromkeys(ROW_COLUMNS)
+        row: Row = dict.fromkeys((*ROW_COLUMNS, "computed_at"))
         row |= {"action_type_id": action_type_id, "marketplace": marketplace, "date": date}
         row |= {"success_count": draw(small), "failure_count": draw(small)}
         row["total_jobs"] = row["success_count"] + row["failure_count"]
@@ -161,6 +178,7 @@ def stored_rows(draw: st.DrawFn, days: Sequence[Day], max_size: int = 6) -> list
             row |= {"task_success_count": draw(small), "task_failure_count": draw(small)}
             row["total_tasks"] = row["task_success_count"] + row["task_failure_count"]
             row["task_retry_count"] = draw(small)
+            row["computed_at"] = days[-1].end.astimezone(dt.UTC)
         rows.append(row)
     return rows
 
@@ -181,7 +199,7 @@ def _ends(days: Sequence[Day], with_past: bool) -> list[dt.datetime | str | None
 
 
 def _start(end: dt.datetime | str | None, duration: int | str | None, days: Sequence[Day]) -> dt.datetime | str | None:
-    """The start that makes the duration, given in microseconds; a null or infinite one stays what it is."""
+    """The time that lies so many microseconds before the other; a null or infinite one stays what it is."""
     if not isinstance(duration, int):
         return duration
     if isinstance(end, dt.datetime):

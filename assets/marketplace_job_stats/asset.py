@@ -15,13 +15,13 @@ from assets import lineage
 from assets.lineage import column_lineage
 from assets.marketplace_job_stats.checks import check_results, check_specs
 from assets.marketplace_job_stats.report import RunReport, explain, first_reasons
-from assets.marketplace_job_stats.upsert import Order, TenantResult, write_tenant
+from assets.marketplace_job_stats.transaction import ComputeSpec, TenantResult, write_tenant
 from assets.sources import column_schema, source_keys
 from models.stats import MarketplaceJobStats, MarketplaceJobStatsDay
 from pipelines.action_types import action_types
 from pipelines.database import make_durable, server_and_database
 from pipelines.failure import RunFailure
-from pipelines.partitions import Window
+from pipelines.partitions import Days, Window
 from pipelines.resources import NoConnection, TenantDatabase
 from pipelines.settings import UsageError
 from pipelines.tenants import Tenant, choose_tenants, find_tenants
@@ -46,20 +46,24 @@ What every customer's jobs did, per action type, marketplace and day, in a table
 
 A day is **recomputed whole** from the jobs that ended on it and from their tasks, and only rows that differ are
 written. So it can be materialized again at any time, in any order, for any range: late or corrected jobs come right.
+**A counted job stays counted**, whatever the application deletes: it is remembered in `marketplace_job_facts`, as it
+was last seen. To have the numbers of what the source still holds, run the days with `allow_shrink: true` and `tenants`.
 
 - **Materialized** means that the day was run for every tenant. Which tenants were skipped or failed stands in the
-  metadata; what was computed for which tenant and day, in its table `marketplace_job_stats_days`.
-- **Held back**: the application has deleted old jobs or tasks of that day, so a stored number would fall. The stored
-  rows are kept. To have the smaller numbers all the same, run the days with `allow_shrink: true`.
+  metadata; what was computed for which tenant and day, in its table `marketplace_job_stats_days`; and how a row has
+  changed since, in `marketplace_job_stats_changes`.
+- **Held back**: a day whose numbers no facts stand behind, such as the old counter's, and one would fall. The stored
+  rows are kept, until the days are run with `allow_shrink: true`.
 
-*When it is red*, every tenant is computed but those that the error names. Mend what it says, and materialize the days
-again. With `only_missing: true`, a run computes only days that were never computed for a tenant.
+*When it is red*, every tenant is computed but those that the error names. Fix what it says, and materialize the days
+again. With `only_missing: true`, a run computes only days that were never computed for a tenant, or by an older
+definition of the numbers.
 """
 
 LEDGER_DESCRIPTION = """
 The ledger in each tenant's schema: which days are computed for that tenant, from how many jobs and tasks, in which time
-zone, and which were held back. Written in the same transaction as the stats, so it is the single truth about what is
-there.
+zone, by which definition, and which were held back. Written in the same transaction as the stats, so it is the single
+truth about what is there.
 """
 
 
@@ -70,17 +74,21 @@ class StatsConfig(dg.Config):
         default=[], description="Schema names, for instance user_7; default all. The days are then only observed."
     )
     only_missing: bool = Field(
-        default=False, description="Compute, of these days, only those that a tenant's ledger lacks."
+        default=False,
+        description="Compute, of these days, only those that a tenant's ledger lacks, or has by an older definition.",
     )
     allow_shrink: bool = Field(
-        default=False, description="Write a day even where rows deleted from the source make stored numbers fall."
+        default=False, description="Forget, for these days, what the source no longer holds; needs `tenants`."
     )
 
 
 def build_marketplace_job_stats(
-    partitions: dg.DailyPartitionsDefinition, sweep_days: int, key_prefix: tuple[str, ...] = ()
+    partitions: dg.DailyPartitionsDefinition,
+    sweep_days: int,
+    key_prefix: tuple[str, ...] = (),
+    failure_reasons: bool = True,
 ) -> dg.AssetsDefinition:
-    """The asset over these days; its nightly runs look for missing days among the last `sweep_days`."""
+    """The asset over these days; its nightly runs look for days that are due among the last `sweep_days`."""
     key = dg.AssetKey([*key_prefix, MarketplaceJobStats.__tablename__])
 
     # One asset only; but for a plain one, Dagster demands a result of every check of every run.
@@ -117,13 +125,13 @@ def build_marketplace_job_stats(
         try:
             if key not in context.selected_asset_keys:
                 raise UsageError("These checks are evaluated when days are computed: materialize the asset.")
-            order = _order(context, config, partitions, sweep_days)
-            report = _compute(context, config, tenant_database, order)
+            spec = _spec(context, config, partitions, sweep_days, failure_reasons)
+            report = _compute(context, config, tenant_database, spec)
         except UsageError as error:
             raise RunFailure(error.message) from None
         context.log.info(report.summary())
 
-        days = {k: report.day_metadata(day) for k, day in zip(context.partition_keys, order.window.dates, strict=True)}
+        days = {k: report.day_metadata(day) for k, day in zip(context.partition_keys, spec.window.dates, strict=True)}
         # What belongs to the whole run is stored once, with its last day: that is the one that Dagit shows first.
         days[context.partition_keys[-1]] |= report.run_metadata()
         if config.tenants:
@@ -161,10 +169,18 @@ def build_ledger(key_prefix: tuple[str, ...] = ()) -> dg.AssetSpec:
     )
 
 
-def _order(
-    context: dg.AssetExecutionContext, config: StatsConfig, partitions: dg.DailyPartitionsDefinition, sweep_days: int
-) -> Order:
-    """What this run asks of every tenant. Raises UsageError if its days do not follow each other."""
+def _spec(
+    context: dg.AssetExecutionContext,
+    config: StatsConfig,
+    partitions: dg.DailyPartitionsDefinition,
+    sweep_days: int,
+    failure_reasons: bool,
+) -> ComputeSpec:
+    """What this run asks of every tenant. Raises UsageError if that makes no sense."""
+    if config.allow_shrink and not config.tenants:
+        raise UsageError(
+            "allow_shrink forgets what the source no longer holds: name the `tenants` that it is meant for."
+        )
     keys = context.partition_keys
     schedule = context.run.tags.get(SCHEDULE_TAG)
     catch_up = None
@@ -174,25 +190,27 @@ def _order(
         if since < keys[0]:
             earlier = dg.PartitionKeyRange(since, keys[-1])
             catch_up = Window.of(partitions, partitions.get_partition_keys_in_range(earlier))
-    return Order(
+    return ComputeSpec(
         window=Window.of(partitions, keys),
         run_id=context.run.run_id,
+        days=Days(partitions),
         only_missing=config.only_missing,
         catch_up=catch_up,
         allow_shrink=config.allow_shrink,
         count_no_end=schedule == WEEKLY,
+        reasons=failure_reasons,
     )
 
 
 def _compute(
-    context: dg.AssetExecutionContext, config: StatsConfig, database: TenantDatabase, order: Order
+    context: dg.AssetExecutionContext, config: StatsConfig, database: TenantDatabase, spec: ComputeSpec
 ) -> RunReport:
     """Computes the days for the chosen tenants. What is returned is durable. Raises UsageError."""
     # At night there is nobody to begin again; a person rather knows at once that the server is down.
     patience_s = PATIENCE_S if SCHEDULE_TAG in context.run.tags else 0
     for _ in range(PASSES):
         with database.connect(patience_s) as (engine, witness):
-            report = RunReport(order, server_and_database(witness), action_types(witness))
+            report = RunReport(spec, server_and_database(witness), action_types(witness))
             try:
                 _compute_once(context, config, database, report, engine, witness)
             except sa.exc.DBAPIError as error:
@@ -225,7 +243,7 @@ def _compute_once(
         if tenant.skipped or tenant.failed:
             return tenant
         try:
-            return write_tenant(connection, tenant.schema, report.order)
+            return write_tenant(connection, tenant.schema, report.spec, tenant.has_tasks)
         except sa.exc.DBAPIError:
             if connection.invalidated:
                 raise
@@ -234,11 +252,13 @@ def _compute_once(
                 found = find_tenants(connection, [tenant.schema])
             if found == [tenant]:
                 raise
+            if found and not found[0].skipped and not found[0].failed:
+                return write_tenant(connection, tenant.schema, report.spec, found[0].has_tasks)
             return found[0] if found else Tenant(tenant.schema, skipped="gone: dropped while the run went on")
 
     with witness.begin():
         tenants = choose_tenants(witness, config.tenants)
-    context.log.info(f"Computing {report.order.window}, for {len(tenants)} tenants of {report.database}")
+    context.log.info(f"Computing {report.spec.window}, for {len(tenants)} tenants of {report.database}")
     try:
         with closing(database.for_each(engine, tenants, work)) as outcomes:
             looked_at = time.monotonic()
@@ -258,7 +278,7 @@ def _compute_once(
     if not report.done and not report.failed:
         raise UsageError(f"Nothing to compute in {report.database}. {first_reasons(report.skipped)}.")
     if report.done:
-        make_durable(witness, report.order.run_id)
+        make_durable(witness, report.spec.run_id)
 
 
 def _look_at(witness: sa.Connection) -> None:

@@ -12,6 +12,7 @@ import dagster as dg
 import sqlalchemy as sa
 
 from assets.marketplace_job_stats.report import RunReport, counted, explain, table
+from assets.marketplace_job_stats.transaction import REASONS
 from models.sources import MarketplaceJob
 from models.stats import MarketplaceJobStatsDay
 from pipelines.failure import RunFailure
@@ -47,16 +48,16 @@ The others are done, and nothing of these was changed.
 are also taken along by the next nightly run.
 """,
     HELD_BACK: """
-**Warns** of days that were left as they were, because the application has deleted jobs or tasks of theirs by age, and a
-stored number would fall.
+**Warns** of days that were left as they were: no facts stand behind their numbers (they are the old counter's, or were
+computed before there were facts, or somebody has pruned the facts), a number would fall, and the source is not
+evidently complete.
 
-*When it is red:* nothing is lost. If history should be kept, leave it so, and keep the range of the schedules shorter
-than the application keeps its rows. If the smaller numbers are right, run the days with `allow_shrink: true`, for
-these `tenants`.
+*When it is red:* nothing is lost. If the stored numbers are the right ones, leave it so. If the smaller ones are, run
+the days with `allow_shrink: true`, for these `tenants`.
 """,
     COUNTED: f"""
 **Warns** if more than {MOST_UNCOUNTED:.0%} of the finished jobs are left out: of an unknown marketplace (not counted),
-or with a start that makes no sense (counted, but not in the durations).
+without a start, or with one that makes no sense (counted, but not in the durations).
 
 *When it is red:* the application writes something new or wrong. The tenants are named, the most first.
 """,
@@ -89,7 +90,7 @@ def check_results(report: RunReport, key: dg.AssetKey) -> Iterator[dg.AssetCheck
             check_name=name,
             passed=passed,
             severity=dg.AssetCheckSeverity.ERROR if name == PROOF else dg.AssetCheckSeverity.WARN,
-            description=f"{sentence}; {report.order.window}",
+            description=f"{sentence}; {report.spec.window}",
             metadata={**numbers, **({"tenants": table(rows)} if rows else {})},
         )
 
@@ -104,9 +105,10 @@ def check_results(report: RunReport, key: dg.AssetKey) -> Iterator[dg.AssetCheck
         count = report.held_back_count
         yield result(HELD_BACK, not count, f"{counted(count, 'day')} held back", report.held_back, days_held_back=count)
         # Jobs that have no day are of all times, so they have no share in these days; they are only reported.
-        uncounted = report.uncounted["unknown_marketplace"] + report.uncounted["bad_duration"]
-        share = uncounted / max(1, report.finished_jobs)
-        sentence = f"{uncounted} of {report.finished_jobs} finished jobs left out ({share:.1%})"
+        uncounted = sum(report.uncounted[reason] for reason in REASONS)
+        finished = report.finished_jobs + report.uncounted["unknown_marketplace"]
+        share = uncounted / max(1, finished)
+        sentence = f"{uncounted} of {finished} finished jobs left out ({share:.1%})"
         percent = round(100 * share, 2)
         yield result(COUNTED, share <= MOST_UNCOUNTED, sentence, report.uncounted_rows(), percent_uncounted=percent)
 

@@ -4,7 +4,7 @@ Nothing is decided or computed here; every number comes from the tenants' own tr
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from operator import add
 from typing import Any
@@ -12,14 +12,23 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
-from assets.marketplace_job_stats.upsert import DAY_NUMBERS, PROVED, Order, ProofError, TenantResult, TimeZoneError
+from assets.marketplace_job_stats.stats import COUNTS
+from assets.marketplace_job_stats.transaction import (
+    REASONS,
+    ComputeSpec,
+    Day,
+    DefinitionError,
+    ProofError,
+    TenantResult,
+    TimeZoneError,
+)
 from pipelines.action_types import UNKNOWN
 from pipelines.tenants import Tenant
 
 MOST_ROWS = 20
 """Every row of a table is stored with every event, and Dagit does not page."""
 
-_TOLD = (*DAY_NUMBERS, "tenants_done", "tenants_held_back", "rows_held_back")
+_ADDED_UP = (*COUNTS, *REASONS, "row_count", "inserted", "updated", "deleted", "tenants_done", "tenants_held_back")
 """What is added up for each day over the tenants."""
 
 _REMEDIES = {
@@ -35,7 +44,7 @@ _REMEDIES = {
 
 def explain(error: Exception) -> str:
     """An error of a tenant as one sentence: the server's first line, the SQLSTATE, and the remedy if one is known."""
-    if isinstance(error, ProofError | TimeZoneError):
+    if isinstance(error, ProofError | TimeZoneError | DefinitionError):
         return str(error)
     if not isinstance(error, sa.exc.DBAPIError):
         return f"{type(error).__name__}: {error}"
@@ -50,26 +59,29 @@ def explain(error: Exception) -> str:
 class RunReport:
     """Adds up what the tenants' transactions returned; of a tenant that was done, only what has to be named is kept."""
 
-    def __init__(self, order: Order, database: str, action_types: Iterable[sa.Row[Any, Any, Any]]) -> None:
-        self.order = order
+    def __init__(self, spec: ComputeSpec, database: str, action_types: Iterable[sa.Row[Any, Any, Any]]) -> None:
+        self.spec = spec
         self.database = database
         self.done = 0
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self._action_codes = {row.id: row.code for row in action_types}
-        self._dates = set(order.window.dates)
-        self._days: dict[date, list[int]] = defaultdict(lambda: [0] * len(_TOLD))
-        self._sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * len(PROVED))
-        # The first of the days that were held back, each with the stored numbers and those of the source.
+        self._dates = set(spec.window.dates)
+        self._days: dict[date, list[int]] = defaultdict(lambda: [0] * len(_ADDED_UP))
+        self._sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * len(COUNTS))
+        # The first of the days that were held back, each with the stored numbers and those of the facts.
         self.held_back: list[dict[str, Any]] = []
         self.held_back_count = 0
         self.unproved: set[str] = set()
         self.finished_jobs = 0
         self.uncounted: Counter[str] = Counter()
-        self._uncounted_by_tenant: dict[str, Counter[str]] = {}
+        self._uncounted_rows: Counter[tuple[str, str, str, str]] = Counter()
         self._caught_up: dict[str, list[date]] = {}
+        self._other_days: dict[str, list[date]] = {}
         self._rows_changed = 0
         self._tenants_changed = 0
+        self.change_count = 0
+        self._changes: list[dict[str, Any]] = []
 
     def add(self, tenant: Tenant, outcome: TenantResult | Tenant | Exception) -> None:
         """Takes the outcome of one tenant: its result, the state that it was found in, or the error."""
@@ -87,54 +99,52 @@ class RunReport:
                     self.unproved.add(tenant.schema)
 
     def _add_result(self, tenant: Tenant, result: TenantResult) -> None:
-        dates = [day.date for day in result.days]
-        told = [self._hold_back(tenant, day) if day.is_held_back else (*day[2:], 1, 0, 0) for day in result.days]
-        for day, numbers in zip(dates, told, strict=True):
+        for day, it in result.days.items():
+            written = result.written.get(day, (0, 0, 0))
+            is_held_back = it.entry == "held_back"
+            numbers = (*it.sums, *it.uncounted, it.row_count, *written, 1, int(is_held_back))
             self._days[day] = list(map(add, self._days[day], numbers))
-        if caught_up := [day for day in dates if day not in self._dates]:
-            self._caught_up[tenant.schema] = caught_up
-        totals = map(sum, zip(*told, strict=True)) if told else (0,) * len(_TOLD)
-        tenant_sums = dict(zip(_TOLD, totals, strict=True))
-        changed = _rows_changed(tenant_sums)
+            self.finished_jobs += it.job_count or 0
+            if is_held_back:
+                self._hold_back(tenant, day, it)
+        changed = sum(map(sum, result.written.values()))
         self._rows_changed += changed
         self._tenants_changed += changed > 0
-        uncounted = Counter(
-            no_end=result.no_end_count,
-            unknown_marketplace=tenant_sums["unknown_marketplace_count"],
-            bad_duration=_bad_durations(tenant_sums),
-        )
-        self.finished_jobs += _finished_jobs(tenant_sums) + tenant_sums["unknown_marketplace_count"]
-        if uncounted.total():
-            self.uncounted += uncounted
-            self._uncounted_by_tenant[tenant.schema] = uncounted
-        for row in result.sums:
-            action = row.marketplace, self._action_codes.get(row.action_type_id, UNKNOWN)
-            # A row of the old live counter has nulls.
-            stored = [number or 0 for number in row[-len(PROVED) :]]
-            self._sums[action] = list(map(add, self._sums[action], stored))
+        if caught_up := sorted(result.days.keys() - self._dates):
+            self._caught_up[tenant.schema] = caught_up
+        if others := sorted(result.written.keys() - result.days.keys()):
+            self._other_days[tenant.schema] = others
+        for (reason, marketplace, action_type_id), count in result.uncounted.items():
+            self.uncounted[reason] += count
+            self._uncounted_rows[tenant.schema, reason, marketplace, self._action(action_type_id)] += count
+        for (marketplace, action_type_id), sums in result.sums.items():
+            action = marketplace, self._action(action_type_id)
+            self._sums[action] = list(map(add, self._sums[action], sums))
+        self.change_count += result.change_count
+        self._changes += [{"tenant": tenant.schema, **change} for change in result.changes]
+        self._changes = sorted(self._changes, key=_difference, reverse=True)[:MOST_ROWS]
 
-    def _hold_back(self, tenant: Tenant, day: sa.Row[Any]) -> tuple[int, ...]:
-        """Notes a day that is held back, and returns its _TOLD: no row was written, the stored ones are kept."""
+    def _action(self, action_type_id: int) -> str:
+        return str(self._action_codes.get(action_type_id, UNKNOWN))
+
+    def _hold_back(self, tenant: Tenant, day: date, it: Day) -> None:
         self.held_back_count += 1
-        numbers: dict[str, int] = dict(zip(DAY_NUMBERS, day[2:], strict=True))
         if len(self.held_back) < MOST_ROWS:
+            stored = dict(zip(COUNTS, it.sums, strict=True))
             self.held_back.append(
                 {
                     "tenant": tenant.schema,
-                    "date": day.date.isoformat(),
-                    "stored jobs": day.stored_job_count,
-                    "jobs in the source": _finished_jobs(numbers),
-                    "stored tasks": day.stored_task_count,
-                    "tasks in the source": day.total_tasks,
+                    "date": day.isoformat(),
+                    "stored jobs": _finished_jobs(stored),
+                    "jobs in the facts": it.job_count,
                 }
             )
-        return (*(numbers | {"row_count": 0}).values(), 1, 1, day.stored_row_count)
 
     def day_metadata(self, day: date) -> dict[str, Any]:
         """The numbers of one day over all tenants."""
-        sums = dict(zip(_TOLD, self._days[day], strict=True))
+        sums = dict(zip(_ADDED_UP, self._days[day], strict=True))
         return {
-            "dagster/row_count": sums["row_count"] + sums["rows_held_back"],
+            "dagster/row_count": sums["row_count"],
             "jobs": sums["total_jobs"],
             "failed_jobs": sums["failure_count"],
             "cancelled_or_expired_jobs": sums["cancelled_count"] + sums["expired_count"],
@@ -143,8 +153,9 @@ class RunReport:
             "rows_updated": sums["updated"],
             "rows_deleted": sums["deleted"],
             "rows_unchanged": sums["row_count"] - sums["inserted"] - sums["updated"],
-            "unknown_marketplace_jobs": sums["unknown_marketplace_count"],
-            "bad_duration_jobs": _bad_durations(sums),
+            "unknown_marketplace_jobs": sums["unknown_marketplace"],
+            "no_start_jobs": sums["no_start"],
+            "bad_duration_jobs": sums["bad_duration"],
             "tenants_held_back": sums["tenants_held_back"],
             "tenants_done": sums["tenants_done"],
             "tenants_skipped": len(self.skipped),
@@ -154,14 +165,16 @@ class RunReport:
     def run_metadata(self) -> dict[str, Any]:
         """What belongs to the run as a whole; tables are cut after MOST_ROWS rows, the numbers beside them are not."""
         metadata: dict[str, Any] = {
-            "run_window": str(self.order.window),
+            "run_window": str(self.spec.window),
             "run_database": self.database,
             "run_tenants_changed": self._tenants_changed,
             "run_days_changed": sum(
-                _rows_changed(dict(zip(_TOLD, day, strict=True))) > 0 for day in self._days.values()
+                _rows_changed(dict(zip(_ADDED_UP, day, strict=True))) > 0 for day in self._days.values()
             ),
             "run_days_held_back": self.held_back_count,
             "run_days_caught_up": sum(map(len, self._caught_up.values())),
+            "run_other_days_changed": sum(map(len, self._other_days.values())),
+            "run_settled_rows_changed": self.change_count,
             "run_preview": table(self._preview()),
             "run_action_count": len(self._sums),
         }
@@ -169,35 +182,51 @@ class RunReport:
             if reasons:
                 rows = [{"tenant": schema, "reason": reason} for schema, reason in reasons.items()]
                 metadata[name] = table(rows)
-        if self.order.count_no_end:
+        if self.spec.count_no_end:
             metadata["run_jobs_without_day"] = self.uncounted["no_end"]
         for name, rows in (
             ("run_held_back", self.held_back),
             ("run_uncounted", self.uncounted_rows()),
-            ("run_caught_up", self._caught_up_rows()),
+            ("run_caught_up", _spans(self._caught_up)),
+            ("run_other_days", _spans(self._other_days)),
+            ("run_changes", self._change_rows()),
         ):
             if rows:
                 metadata[name] = table(rows)
         return metadata
 
     def uncounted_rows(self) -> list[dict[str, Any]]:
-        """How many jobs were left out, by tenant and reason, the most first."""
-        worst = sorted(self._uncounted_by_tenant.items(), key=lambda item: -item[1].total())
+        """How many jobs were left out, wholly or from the durations, and why, the most first."""
         return [
-            {"tenant": schema, **{name: counts[name] for name in ("unknown_marketplace", "bad_duration", "no_end")}}
-            for schema, counts in worst[:MOST_ROWS]
+            {"tenant": schema, "reason": reason, "marketplace": marketplace, "action": action, "jobs": count}
+            for (schema, reason, marketplace, action), count in self._uncounted_rows.most_common(MOST_ROWS)
         ]
 
-    def _caught_up_rows(self) -> list[dict[str, Any]]:
-        """The tenants for which earlier days were missing, and are there now."""
+    def _change_rows(self) -> list[dict[str, Any]]:
+        """The settled rows that changed most, from the journal."""
         return [
-            {"tenant": schema, "days": len(dates), "first": str(min(dates)), "last": str(max(dates))}
-            for schema, dates in list(self._caught_up.items())[:MOST_ROWS]
+            {
+                "tenant": change["tenant"],
+                "date": change["date"],
+                "marketplace": change["marketplace"],
+                "action": self._action(change["action_type_id"]),
+                "cause": change["cause"],
+                "jobs before": change["total_jobs_before"],
+                "jobs after": change["total_jobs_after"],
+                "failed before": change["failure_count_before"],
+                "failed after": change["failure_count_after"],
+                "late": change["late_count"],
+                "corrected": change["corrected_count"],
+                "moved in": change["moved_in_count"],
+                "moved out": change["moved_out_count"],
+                "forgotten": change["forgotten_count"],
+            }
+            for change in self._changes
         ]
 
     def _preview(self) -> list[dict[str, Any]]:
         """The stored rows of the computed days, added up over days and tenants, the busiest actions first."""
-        named = ((action, dict(zip(PROVED, sums, strict=True))) for action, sums in self._sums.items())
+        named = ((action, dict(zip(COUNTS, sums, strict=True))) for action, sums in self._sums.items())
         busiest = sorted(named, key=lambda item: (-item[1]["total_jobs"], item[0]))
         return [
             {
@@ -230,9 +259,17 @@ def _finished_jobs(numbers: Mapping[str, int]) -> int:
     return numbers["total_jobs"] + numbers["cancelled_count"] + numbers["expired_count"]
 
 
-def _bad_durations(numbers: Mapping[str, int]) -> int:
-    """How many jobs ran without a duration that counts."""
-    return numbers["total_jobs"] - numbers["duration_count"]
+def _difference(change: Mapping[str, Any]) -> int:
+    """By how many jobs a row has changed."""
+    return abs(int(change["total_jobs_after"] or 0) - int(change["total_jobs_before"] or 0))
+
+
+def _spans(days: Mapping[str, Sequence[date]]) -> list[dict[str, Any]]:
+    """For each tenant how many days, the first and the last."""
+    return [
+        {"tenant": schema, "days": len(dates), "first": str(min(dates)), "last": str(max(dates))}
+        for schema, dates in list(days.items())[:MOST_ROWS]
+    ]
 
 
 def _rows_changed(numbers: Mapping[str, int]) -> int:

@@ -18,10 +18,11 @@ import click
 import psycopg
 import pytest
 import sqlalchemy as sa
-
 from assets.marketplace_job_stats.aggregate import counted_rows, days, finished_jobs
 from assets.marketplace_job_stats.upsert import Order, stats, write_tenant
-from pipelines.covering_index import KEY, Action, carry_out
+
+from pipelines.covering_index.index import KEY, NAME
+from pipelines.covering_index.tenants import Action, carry_out
 from pipelines.partitions import Window, day_partitions
 from pipelines.resources import TenantDatabase
 from pipelines.settings import Settings
@@ -118,9 +119,9 @@ def size_and_build(conninfo: str, jobs: int) -> None:
                 [name],
             ).fetchone()
             or (0, 0)
-            for name in ("ix_marketplace_jobs_completed_at_covering", "marketplace_jobs_pkey")
+            for name in (NAME, "marketplace_jobs_pkey")
         }
-        index, table = sizes["ix_marketplace_jobs_completed_at_covering"]
+        index, table = sizes[NAME]
         click.echo(
             f"Size: {index / jobs:.1f} MB per million jobs; to the table {index / table:.3f}; "
             f"to its primary key {index / sizes['marketplace_jobs_pkey'][0]:.2f}"

@@ -4,6 +4,7 @@ Every change of the world changes every day of every tenant, in its stats and in
 tenant is wholly as before the change or wholly as after it; everything else is a mixture, which there must never be.
 """
 
+import copy
 import json
 import multiprocessing
 import os
@@ -21,15 +22,7 @@ import psycopg
 
 from tests import application
 from tests.conftest import RUN_ROLE, create_database, run, run_url, url_of
-from tests.reference import (
-    JOB_COLUMNS,
-    ROW_COLUMNS,
-    TASK_COLUMNS,
-    Day,
-    frame,
-    reference_days,
-    reference_rows,
-)
+from tests.reference import JOB_COLUMNS, ROW_COLUMNS, TASK_COLUMNS, Day, Memory, Source, uncounted
 from tests.server import Server
 
 FIGURES: Counter[str] = Counter()
@@ -41,8 +34,10 @@ DAYS = [Day((START + timedelta(n)).date(), START + timedelta(n), START + timedel
 FIRST, LAST = DAYS[0].date.isoformat(), DAYS[-1].date.isoformat()
 TENANTS = [f"user_{number}" for number in (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13)]
 
-State = tuple[tuple[Any, ...], tuple[Any, ...]]
-"""The stats rows of a tenant, and its ledger."""
+FACT_COLUMNS = ("job_id", "date", "status", "retry_count", "duration_ms", "task_count", "task_success_count")
+
+State = tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]
+"""The stats rows of a tenant, its ledger, and its facts with whether their jobs are gone."""
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["pipelines.definitions", "pandas"])
@@ -121,6 +116,9 @@ class World:
                     CREATE TRIGGER slowly AFTER UPDATE ON {schema}.marketplace_job_stats EXECUTE FUNCTION slowly()""")
         self.old: dict[str, State] = {}
         self.new: dict[str, State] = {}
+        # What the batch remembers, and what it will remember once it has seen the change.
+        self.memory = {schema: Memory(DAYS) for schema in TENANTS}
+        self.next = dict(self.memory)
         self.change()
         self.rerun()
 
@@ -147,7 +145,7 @@ class World:
         application.insert(connection, schema, "marketplace_tasks", tasks)
 
     def change(self) -> None:
-        """Changes every row of stats and every ledger entry that there must be."""
+        """Changes every row of stats and every ledger entry that there must be; some jobs and tasks are deleted."""
         with self.connect() as connection:
             self.old = {schema: self.stored(connection, schema) for schema in TENANTS}
             for schema in TENANTS:
@@ -156,20 +154,41 @@ class World:
                     UPDATE {schema}.marketplace_jobs SET priority = 1 - priority,
                            completed_at = completed_at + interval '1 year' * (1 - 2 * (priority = 1)::int)
                      WHERE priority < 2 AND (priority = 1 OR completed_at < '2026-12-31')""")
-            self.new = {schema: self.expected(connection, schema) for schema in TENANTS}
+                for table in ("marketplace_jobs WHERE priority = 5 AND", "marketplace_tasks WHERE"):
+                    connection.execute(f"DELETE FROM {schema}.{table} random() < 0.05")
+            for schema in TENANTS:
+                self.next[schema] = copy.deepcopy(self.memory[schema])
+                self.new[schema] = self.expected(connection, schema)
 
     def expected(self, connection: psycopg.Connection[Any], schema: str) -> State:
-        """What the independent reference makes of the tenant's source rows."""
+        """What the independent reference remembers and makes of the tenant's source rows."""
 
-        def read(table: str, columns: tuple[str, ...]) -> Any:
+        def read(table: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
             rows = connection.execute(f"SELECT {', '.join(columns)} FROM {schema}.{table}").fetchall()
-            return frame([dict(zip(columns, row, strict=True)) for row in rows], columns)
+            return [dict(zip(columns, row, strict=True)) for row in rows]
 
-        jobs, tasks = read("marketplace_jobs", JOB_COLUMNS), read("marketplace_tasks", TASK_COLUMNS)
-        days = reference_days(jobs, tasks, DAYS).itertuples(index=False, name=None)
-        rows = reference_rows(jobs, tasks, DAYS)[list(ROW_COLUMNS)].itertuples(index=False, name=None)
-        ledger = tuple((day[0], "computed", *day[1:]) for day in days)
-        return tuple(sorted(rows, key=lambda row: row[:3])), ledger
+        source = Source(read("marketplace_jobs", JOB_COLUMNS), read("marketplace_tasks", TASK_COLUMNS))
+        memory = self.next[schema]
+        memory.observe(source, DAYS, DAYS[-1].end, definition=2)
+        rows = tuple(tuple(row[name] for name in ROW_COLUMNS) for row in memory.table())
+        ledger = []
+        for day in DAYS:
+            entry = memory.ledger[day.date]
+            tasks = sum(numbers["total_tasks"] or 0 for numbers in entry.rows.values())
+            reasons = uncounted(source, [day])
+            counts = [
+                sum(count for (reason, _, _), count in reasons.items() if reason == name)
+                for name in ("unknown_marketplace", "no_start", "bad_duration")
+            ]
+            ledger.append((day.date, entry.outcome, len(entry.jobs or ()), tasks, *counts))
+        facts = tuple(
+            sorted(
+                (*(getattr(fact, name) for name in FACT_COLUMNS), fact.deleted_at is not None)
+                for fact in memory.facts.values()
+                if DAYS[0].date <= fact.date <= DAYS[-1].date
+            )
+        )
+        return tuple(sorted(rows, key=lambda row: row[:3])), tuple(ledger), facts
 
     def stored(self, connection: psycopg.Connection[Any], schema: str) -> State:
         """What the tenant's tables hold for these days."""
@@ -181,11 +200,16 @@ class World:
         ).fetchall()
         ledger = connection.execute(
             f"""
-            SELECT date, outcome, job_count, task_count, unknown_marketplace_count, bad_duration_count
+            SELECT date, outcome, job_count, task_count, unknown_marketplace_count, no_start_count, bad_duration_count
               FROM {schema}.marketplace_job_stats_days WHERE date BETWEEN %s AND %s ORDER BY date""",
             window,
         ).fetchall()
-        return tuple(rows), tuple(ledger)
+        facts = connection.execute(
+            f"SELECT {', '.join(FACT_COLUMNS)}, deleted_at IS NOT NULL FROM {schema}.marketplace_job_facts "
+            "WHERE date BETWEEN %s AND %s ORDER BY 1",
+            window,
+        ).fetchall()
+        return tuple(rows), tuple(ledger), tuple(facts)
 
     def judge(self, answer: dict[str, Any] | None, spared: str | None = None) -> dict[str, str]:
         """After a fault: which tenants are old, new or mixed, and whether the run has lied when it said success.
@@ -200,6 +224,8 @@ class World:
             for schema in TENANTS:
                 state = self.stored(connection, schema)
                 found[schema] = {self.new[schema]: "new", self.old[schema]: "old"}.get(state, "mixed")
+                if found[schema] == "new":
+                    self.memory[schema] = self.next[schema]
         FIGURES.update({f"tenants {kind}": list(found.values()).count(kind) for kind in ("old", "new", "mixed")})
         lied = bool(answer and answer["success"]) and any(
             kind != "new" for schema, kind in found.items() if schema != spared
@@ -220,6 +246,7 @@ class World:
                 FIGURES["wrong rows"] += len(wrong)
                 assert not wrong, f"{schema}: {wrong}"
                 assert self.stored(connection, schema) == self.new[schema]
+        self.memory = dict(self.next)
 
     def quiet(self) -> None:
         """Returns when no connection of a run is left."""

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -15,7 +15,6 @@ from assets.marketplace_job_stats.asset import SCHEDULE_TAG
 from pipelines.definitions import build_defs
 from pipelines.settings import Settings
 from tests import application
-from tests.reference import exact_percentile
 
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
 DAY = NOON.date().isoformat()
@@ -43,29 +42,6 @@ def facts(
     reasons = Counter(numbers).elements()
     rows = [{**fact, "job_id": first_id + n, "failure_reason": reason} for n, reason in enumerate(reasons, start=1)]
     application.insert(connection, schema, "marketplace_job_facts", rows)
-
-
-def store_waits(
-    connection: psycopg.Connection[Any], schema: str, row: tuple[date, str, int], waits: Sequence[int]
-) -> None:
-    """Makes a stored row (date, marketplace, action) the one of jobs that have waited so many milliseconds."""
-    buckets = Counter(math.ceil(math.log(ms) / math.log(1.01 / 0.99)) if ms else -1 for ms in waits)
-    connection.execute(
-        f"""UPDATE {schema}.marketplace_job_stats
-               SET wait_count = %s, wait_sum_ms = %s, avg_wait_ms = %s, p50_wait_ms = %s, p95_wait_ms = %s,
-                   wait_sketch_keys = %s, wait_sketch_counts = %s, wait_sketch_version = %s
-             WHERE (date, marketplace, action_type_id) = (%s, %s, %s)""".encode(),
-        (
-            len(waits),
-            sum(waits),
-            mean_of(waits),
-            *(exact_percentile(waits, q) if waits else None for q in (Fraction(1, 2), Fraction(19, 20))),
-            sorted(buckets) or None,
-            [buckets[key] for key in sorted(buckets)] or None,
-            1 if waits else None,
-            *row,
-        ),
-    )
 
 
 def mean_of(values: Sequence[int]) -> int | None:

@@ -67,7 +67,8 @@ def test_the_second_run_changes_nothing(connection: psycopg.Connection[Any], url
     """Promise 13: the same row versions and the same sequence afterwards, in every table of ours, and it says so."""
 
     def state() -> list[Any]:
-        tables = [f"{schema}.marketplace_job_stats{name}" for schema in TENANTS for name in ("", "_days")]
+        names = ("stats", "stats_days", "stats_changes", "facts")
+        tables = [f"{schema}.marketplace_job_{name}" for schema in TENANTS for name in names]
         rows = [connection.execute(f"SELECT ctid, xmin, * FROM {table} ORDER BY ctid").fetchall() for table in tables]
         sequences = connection.execute("SELECT schemaname, sequencename, last_value FROM pg_sequences ORDER BY 1, 2")
         return [*rows, sequences.fetchall()]
@@ -186,19 +187,35 @@ def test_stored_counts_that_differ_fail_the_tenant(connection: psycopg.Connectio
     assert total_jobs(connection, "user_10") == 2
 
 
-def test_purged_days_are_held_back_and_reported(connection: psycopg.Connection[Any], url: str) -> None:
-    """Promise 15: rows purged by age lower no stored number; both numbers are reported; allow_shrink overrides."""
+def test_days_without_facts_are_held_back_and_reported(connection: psycopg.Connection[Any], url: str) -> None:
+    """Promise 15: where no facts stand behind them, stored numbers do not fall; both are reported."""
     materialize(DAY, "2026-01-17")
     connection.execute("DELETE FROM user_2.marketplace_jobs WHERE id = 1")
+    assert metadata(materialize())[DAY]["tenants_held_back"] == 0
+    connection.execute("DELETE FROM user_2.marketplace_job_facts")
 
     day = metadata(materialize())[DAY]
-    assert (day["tenants_held_back"], day["run_days_held_back"]) == (1, 1)
+    assert (day["tenants_held_back"], day["run_days_held_back"], day["jobs"]) == (1, 1, 6)
     [record] = day["run_held_back"]
-    assert (record["tenant"], record["stored jobs"], record["jobs in the source"]) == ("user_2", 2, 1)
+    assert (record["tenant"], record["stored jobs"], record["jobs in the facts"]) == ("user_2", 2, 1)
     assert total_jobs(connection, "user_2") == 3
 
-    assert metadata(materialize(allow_shrink=True))[DAY]["tenants_held_back"] == 0
-    assert total_jobs(connection, "user_2") == 2
+
+def test_forgetting_needs_the_names_of_tenants(connection: psycopg.Connection[Any], url: str) -> None:
+    """Promise 15: `allow_shrink` for everybody is refused; with `tenants`, the run's page says what was forgotten."""
+    materialize(DAY, "2026-01-17")
+    connection.execute("DELETE FROM user_2.marketplace_jobs WHERE id = 1; DELETE FROM user_1.marketplace_jobs")
+    assert "name the `tenants`" in failure(materialize(allow_shrink=True))
+    assert total_jobs(connection, "user_2") == 3
+    result = materialize(allow_shrink=True, tenants=["user_2"])
+    assert result.success
+    assert (total_jobs(connection, "user_2"), total_jobs(connection, "user_1")) == (2, 3)
+    day = metadata(result, observed=True)[DAY]
+    assert day["run_settled_rows_changed"] == 1
+    [change] = day["run_changes"]
+    assert (change["tenant"], change["cause"], change["jobs before"], change["jobs after"], change["forgotten"]) == (
+        "user_2", "forgotten", 2, 1, 1,
+    )  # fmt: skip
 
 
 def test_a_run_of_some_tenants_only_observes(connection: psycopg.Connection[Any], url: str) -> None:
@@ -277,7 +294,8 @@ def test_every_number_of_a_day_is_reported(connection: psycopg.Connection[Any], 
         "failed_jobs": 3,
         "cancelled_or_expired_jobs": 3,
         "unknown_marketplace_jobs": 2,
-        "bad_duration_jobs": 1,
+        "no_start_jobs": 1,
+        "bad_duration_jobs": 0,
         "rows_inserted": 0,
         "rows_updated": 1,
         "rows_deleted": 0,

@@ -90,7 +90,7 @@ def test_a_broken_proof_is_an_error(connection: psycopg.Connection[Any]) -> None
 def test_held_back_days_warn(connection: psycopg.Connection[Any]) -> None:
     """The run is a success, and somebody should look."""
     materialize()
-    connection.execute("DELETE FROM user_2.marketplace_jobs WHERE id = 1")
+    connection.execute("DELETE FROM user_2.marketplace_jobs WHERE id = 1; DELETE FROM user_2.marketplace_job_facts")
     result = materialize()
     assert result.success
     assert red(result) == {"no_day_is_held_back": "WARN"}

@@ -26,8 +26,8 @@ def test_a_range_and_its_options_on_a_foreign_database(connection: psycopg.Conne
 
     connection.execute("DELETE FROM user_2.marketplace_jobs WHERE id = 2")
     day = (*MATERIALIZE, "--partition", "2026-01-15")
-    assert "1 day held back" in run(*day, environment=environment).stderr
-    config = '{"ops":{"marketplace_job_stats":{"config":{"allow_shrink":true}}}}'
+    assert "0 rows changed, 0 days" in run(*day, environment=environment).stderr
+    config = '{"ops":{"marketplace_job_stats":{"config":{"tenants":["user_2"],"allow_shrink":true}}}}'
     assert "1 rows changed, 0 days" in run(*day, "--config-json", config, environment=environment).stderr
 
 

@@ -1,5 +1,6 @@
 """The optional covering index: built, shown, dropped, recognised; and that a day is then read from it alone."""
 
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -7,21 +8,20 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
-import sqlalchemy as sa
-from sqlalchemy.sql import visitors
+from psycopg import sql
 
-from assets.marketplace_job_stats.aggregate import counted_rows, days, finished_jobs, jobs
-from assets.marketplace_job_stats.upsert import difference, first_rows, ledger, stats
-from pipelines.covering_index import INCLUDED, KEY, NAME, Action, Report, carry_out
+from assets.marketplace_job_stats import facts
+from pipelines.covering_index.index import INCLUDED, KEY, NAME
+from pipelines.covering_index.tenants import Action, Report, carry_out
 from pipelines.definitions import build_defs
 from pipelines.partitions import Window, day_partitions
 from pipelines.settings import Settings, UsageError
-from pipelines.tenants import enter_tenant, sql_in_tenant
 from tests import application
 from tests.conftest import run, run_url, url_of, wait_until
 from tests.integration.common import NOON, TENANTS, failure, materialize
 
 SCHEMAS = ("template_tenant", *TENANTS)
+OLDER_NAME = "ix_marketplace_jobs_completed_at_covering"
 
 
 @pytest.fixture
@@ -46,6 +46,21 @@ def indexes(connection: psycopg.Connection[Any]) -> dict[str, list[tuple[str, bo
           FROM pg_index JOIN pg_class c ON c.oid = indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
          WHERE pg_get_indexdef(indexrelid) LIKE '%INCLUDE%' GROUP BY n.nspname""")
     return {schema: list(zip(names, valid, strict=True)) for schema, names, valid in rows}
+
+
+def build_older(connection: psycopg.Connection[Any], schema: str, name: str = OLDER_NAME) -> None:
+    """The index as the release before this one has built it."""
+    connection.execute(
+        sql.SQL(
+            "CREATE INDEX {} ON {}.marketplace_jobs (completed_at) INCLUDE (started_at, id, action_type_id, "
+            "retry_count, status, marketplace) WHERE completed_at IS NOT NULL"
+        ).format(sql.Identifier(name), sql.Identifier(schema))
+    )
+
+
+def invalidate(connection: psycopg.Connection[Any], schema: str, name: str) -> None:
+    """Leaves this index as an interrupted build or drop leaves it."""
+    connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", [f"{schema}.{name}"])
 
 
 def fill(connection: psycopg.Connection[Any], schema: str, count: int = 20_000) -> None:
@@ -74,9 +89,9 @@ def held(database: str, connection: psycopg.Connection[Any]) -> Iterator[psycopg
         yield other
 
 
-def test_it_includes_all_that_the_aggregate_reads() -> None:
-    """No more and no less, so that a day needs no row of the table."""
-    read = {c.name for c in visitors.iterate(finished_jobs()) if isinstance(c, sa.Column) and c.table is jobs}
+def test_it_covers_all_that_is_read_of_a_job() -> None:
+    """So that a day needs no row of the table. Of free text it holds none."""
+    read = set(re.findall(r"\bjob\.(\w+)", facts.compare("lookup", reasons=True).text("x")))
     assert read == {KEY, *INCLUDED}
 
 
@@ -130,33 +145,110 @@ def test_clones_have_it_and_it_is_recognised(owner: str, connection: psycopg.Con
 
 
 @pytest.mark.parametrize("schema", ["user_1", "user_2"])
-def test_a_day_is_read_from_the_index_alone(
-    owner: str, engine: sa.Engine, connection: psycopg.Connection[Any], schema: str
-) -> None:
-    """In the bare aggregate and in the statement of a run, for statuses of an enum type and of text; not one row of the
-    table is fetched. And the numbers stay what they were without it."""
+def test_a_day_is_read_from_the_index_alone(owner: str, connection: psycopg.Connection[Any], schema: str) -> None:
+    """In the statement of a run, for statuses of an enum type and of text; not one row of the table is fetched but
+    those of failed jobs, for their messages. And the numbers stay what they were without it."""
     fill(connection, schema)
-    partitions = day_partitions(Settings.from_env({}))
-    window = Window.of(partitions, ["2026-01-14"])
-    parameters = {**window.parameters, "run_id": "test", "allow_shrink": False}
-    aggregate = sql_in_tenant(sa.select(counted_rows(finished_jobs(), days())))
+    window = Window.of(day_partitions(Settings.from_env({})), ["2026-01-14"])
     before = materialize("2026-01-13", "2026-01-14", tenants=[schema])
     numbers = connection.execute(f"SELECT * FROM {schema}.marketplace_job_stats ORDER BY 1".encode()).fetchall()
     assert before.success and numbers
     do(Action.build, schema)
-    for statement in (aggregate, first_rows(), difference(), difference(is_in_doubt=True)):
-        with engine.connect() as run:  # Rolled back.
-            enter_tenant(run, schema, lock=stats)
-            if statement == first_rows():
-                run.exec_driver_sql(f"DELETE FROM {stats.name}; DELETE FROM {ledger.name}")
-            plan = "\n".join(run.exec_driver_sql(f"EXPLAIN (ANALYZE) {statement}", parameters).scalars())
-        assert f"Index Only Scan using {NAME}" in plan, plan
-        scan = plan.partition(f"Index Only Scan using {NAME}")[2]
-        assert scan.partition("Heap Fetches: ")[2].split()[0] == "0", plan
-        # What a day is covered by is only looked for where a stored number would fall.
-        assert all("never executed" in line for line in plan.splitlines() if "Seq Scan on marketplace_jobs" in line)
+    query = f"EXPLAIN (ANALYZE) {facts.compare('lookup', reasons=True).text(schema)}"
+    parameters = window.parameters | {"allow_shrink": False}
+    plan = "\n".join(line for (line,) in connection.execute(query.encode(), parameters))
+    assert f"Index Only Scan using {NAME}" in plan, plan
+    scan = plan.partition(f"Index Only Scan using {NAME}")[2]
+    assert scan.partition("Heap Fetches: ")[2].split()[0] == "0", plan
+    assert "Seq Scan on marketplace_jobs job" not in plan, plan
     assert materialize("2026-01-13", "2026-01-14", tenants=[schema]).success
     assert connection.execute(f"SELECT * FROM {schema}.marketplace_job_stats ORDER BY 1".encode()).fetchall() == numbers
+
+
+def test_the_older_shape_is_named_and_replaced(owner: str, connection: psycopg.Connection[Any]) -> None:
+    """Under whatever name: a clone's is of PostgreSQL's choice, and an owner may have chosen a strange one."""
+    build_older(connection, "template_tenant")
+    build_older(connection, "user_1")
+    build_older(connection, "user_2", 'an "odd" %s name')
+    application.clone_tenant(connection, "user_11", ["marketplace_jobs"])
+    before, said = do(Action.show)
+    assert (before.numbers()["of_older_shape"], before.numbers()["without"]) == (4, 5)
+    assert "5 schemas: 0 have the index, 5 do not" in said
+    assert (
+        "4 have one of an older shape: lacks created_at (template_tenant.ix_marketplace_jobs_completed_at_covering, "
+        'user_1.ix_marketplace_jobs_completed_at_covering, user_2.an "odd" %s name, and 1 more); a build replaces it'
+    ) in said
+    report, _ = do(Action.build)
+    assert (report.changed, report.failed) == (5, {})
+    assert indexes(connection) == {schema: [(NAME, True)] for schema in (*SCHEMAS, "user_11")}
+    after, said = do(Action.show)
+    assert after.numbers()["of_older_shape"] == 0
+    assert "older shape" not in said
+
+
+def test_the_older_shape_stays_until_the_new_one_is_built(
+    owner: str, connection: psycopg.Connection[Any], held: psycopg.Connection[Any]
+) -> None:
+    """A build that fails leaves the older index as it was, so that the next run has one."""
+    build_older(connection, "user_1")
+    connection.execute("ALTER TABLE user_1.marketplace_jobs RENAME created_at TO born_at")
+    held.rollback()
+    build_older(connection, "user_2")
+    held.execute("UPDATE user_2.marketplace_jobs SET priority = 2 WHERE id = 1")
+    assert do(Action.build, "user_1", "user_2")[0].failed.keys() == {"user_1", "user_2"}
+    found = indexes(connection)
+    assert found["user_1"] == [(OLDER_NAME, True)]
+    assert (OLDER_NAME, True) in found["user_2"]
+    held.rollback()
+    assert do(Action.build, "user_2")[0].changed == 1
+    assert indexes(connection)["user_2"] == [(NAME, True)]
+
+
+@pytest.mark.parametrize("invalid", ["none", "new", "older"])
+@pytest.mark.parametrize("action", [Action.build, Action.drop])
+def test_an_interrupted_replacement_goes_on(
+    owner: str, connection: psycopg.Connection[Any], action: Action, invalid: str
+) -> None:
+    """From wherever it was interrupted: while building the new one, between the two, while dropping the older one."""
+    do(Action.build, "user_1", "user_2")
+    for schema in ("user_1", "user_2"):
+        build_older(connection, schema)
+        if invalid != "none":
+            invalidate(connection, schema, {"new": NAME, "older": OLDER_NAME}[invalid])
+    said = do(Action.show)[1]
+    assert ("2 have what an interrupted build or drop has left" in said) == (invalid != "none")
+    assert ("2 have one of an older shape" in said) == (invalid != "older")
+    report, _ = do(action, "user_1", "user_2")
+    assert (report.changed, report.failed) == (2, {})
+    expected = {"user_1": [(NAME, True)], "user_2": [(NAME, True)]} if action == Action.build else {}
+    assert indexes(connection) == expected
+
+
+def test_nothing_of_an_owner_runs(owner: str, database: str, connection: psycopg.Connection[Any]) -> None:
+    """Functions and operators in a tenant's schema that fit better than those of PostgreSQL are not found, though the
+    database's search path has it before pg_catalog. Nor does a setting of how expressions are shown hide an index."""
+    build_older(connection, "user_2")
+    connection.execute("""
+        CREATE FUNCTION user_1.trap(name, varchar) RETURNS boolean LANGUAGE plpgsql
+            AS $$ BEGIN RAISE 'trapped by = of names'; END $$;
+        CREATE FUNCTION user_1.trap(text, varchar) RETURNS boolean LANGUAGE plpgsql
+            AS $$ BEGIN RAISE 'trapped by = of texts'; END $$;
+        CREATE FUNCTION user_1.pg_relation_size(oid) RETURNS bigint LANGUAGE plpgsql
+            AS $$ BEGIN RAISE 'trapped by a function'; END $$;
+        CREATE FUNCTION user_1.set_config(text, text, boolean) RETURNS text LANGUAGE plpgsql
+            AS $$ BEGIN RAISE 'trapped by a setting'; END $$;
+        CREATE FUNCTION user_1.current_setting(text) RETURNS text LANGUAGE plpgsql
+            AS $$ BEGIN RAISE 'trapped by reading a setting'; END $$;
+        CREATE OPERATOR user_1.= (LEFTARG = name, RIGHTARG = varchar, FUNCTION = user_1.trap);
+        CREATE OPERATOR user_1.= (LEFTARG = text, RIGHTARG = varchar, FUNCTION = user_1.trap)""")
+    name = sql.Identifier(connection.info.dbname)
+    connection.execute(sql.SQL("ALTER DATABASE {} SET search_path = user_1, pg_catalog").format(name))
+    connection.execute(sql.SQL("ALTER DATABASE {} SET quote_all_identifiers = on").format(name))
+    report, said = do(Action.build)
+    assert (report.changed, report.failed) == (4, {}), said
+    assert indexes(connection) == {schema: [(NAME, True)] for schema in SCHEMAS}
+    assert do(Action.drop)[0].changed == 4
+    assert indexes(connection) == {}
 
 
 def test_a_locked_and_a_broken_tenant_stop_no_other(
@@ -171,7 +263,7 @@ def test_a_locked_and_a_broken_tenant_stop_no_other(
     report, said = do(Action.build)
     assert "1 have no marketplace_jobs" in said
     assert set(report.failed) == {"user_1", "user_2"}
-    assert 'user_1: failed: column "retry_count" does not exist (SQLSTATE 42703): mend what the message says' in said
+    assert 'user_1: failed: column "retry_count" does not exist (SQLSTATE 42703): correct what the message says' in said
     assert "user_2: failed: canceling statement due to lock timeout (SQLSTATE 55P03): another session" in said
     held.rollback()
     assert set(indexes(connection)) == {"template_tenant", "user_11"}
@@ -205,7 +297,7 @@ def test_what_an_interrupted_build_left_is_replaced(
     assert "Give the same command again" in str(ended[0])
     assert indexes(connection) == {"user_2": [(NAME, False)]}
     held.rollback()
-    assert "1 have what an interrupted build has left" in do(Action.show)[1]
+    assert "1 have what an interrupted build or drop has left" in do(Action.show)[1]
     assert do(Action.build, "user_2")[0].changed == 1
     assert indexes(connection) == {"user_2": [(NAME, True)]}
 

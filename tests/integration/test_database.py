@@ -6,6 +6,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from migrations.target import HEAD
 from pipelines.database import connected, create_engine
 from pipelines.resources import TenantDatabase
 from pipelines.settings import UsageError
@@ -147,9 +148,7 @@ def test_the_runs_role_has_what_it_needs_and_nothing_else(connection: psycopg.Co
     tables = {
         "marketplace_jobs": read,
         "marketplace_tasks": read,
-        "marketplace_job_stats": write,
-        "marketplace_job_stats_days": write,
-    }
+    } | dict.fromkeys(HEAD, write)
     expected = {(schema, table): right for schema in ("user_1", "user_2", "user_10") for table, right in tables.items()}
     expected |= {
         ("public", "marketplace_action_types"): read,

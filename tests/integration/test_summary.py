@@ -30,7 +30,6 @@ from tests.integration.common import (
     materialize,
     mean_of,
     metadata,
-    store_waits,
 )
 from tests.reference import (
     JOB_COLUMNS,
@@ -42,6 +41,7 @@ from tests.reference import (
     frame,
     reference_durations,
     reference_rows,
+    reference_waits,
 )
 
 pytestmark = pytest.mark.usefixtures("url")
@@ -78,6 +78,7 @@ def fill(connection: psycopg.Connection[Any], seed: int) -> dict[str, tuple[pd.D
         jobs, tasks = [], []
         for number in range(1, 121):
             end = NOON + timedelta(hours=chance.randrange(-36, 36))
+            start = end - timedelta(milliseconds=chance.randrange(90_000))
             jobs.append(
                 job(
                     id=number,
@@ -85,7 +86,9 @@ def fill(connection: psycopg.Connection[Any], seed: int) -> dict[str, tuple[pd.D
                     action_type_id=chance.choice((1, 1, 2, 4, 7, 77, 78)),
                     status=chance.choice(("completed", "completed", "failed", "cancelled")),
                     retry_count=chance.randrange(3),
-                    started_at=None if number % 9 == 0 else end - timedelta(milliseconds=chance.randrange(90_000)),
+                    error_message=None if number % 7 == 0 else f"HTTP {500 + chance.randrange(9)}",
+                    created_at=start - timedelta(milliseconds=chance.randrange(90_000)),
+                    started_at=None if number % 9 == 0 else start,
                     completed_at=end,
                 )
             )
@@ -123,24 +126,19 @@ def test_every_number_equals_the_reference(connection: psycopg.Connection[Any]) 
     durations: defaultdict[Any, list[int]] = defaultdict(list)
     waits: defaultdict[Any, list[int]] = defaultdict(list)
     reasons: defaultdict[Any, defaultdict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
-    chance = random.Random(6)
     for tenant, (jobs, tasks) in sources.items():
         for of_tenant in reference_rows(jobs, tasks, days).to_dict("records"):
             key = key_of(of_tenant)
             sums[key].update({name: of_tenant[name] for name in (*JOB_NUMBERS, *TASK_NUMBERS)})
             tenants[key].add(tenant)
             failures[key][tenant] += of_tenant["failure_count"]
-            row_key = (of_tenant["date"], of_tenant["marketplace"], of_tenant["action_type_id"])
-            waited = [chance.randrange(chance.choice((2, 90_000))) for _ in range(chance.randrange(4))]
-            store_waits(connection, tenant, row_key, waited)
-            waits[key] += waited
-            named = Counter(f"HTTP {500 + chance.randrange(8)}" for _ in range(chance.randrange(9)))
-            names = dict(zip(("date", "marketplace", "action_type_id"), row_key, strict=True))
-            facts(connection, tenant, named, first_id=chance.randrange(10**9), **names)
-            for reason, number in named.items():
-                reasons[key][reason][tenant] += number
         for duration in reference_durations(jobs, days).to_dict("records"):
             durations[key_of(duration)].append(duration["duration_ms"])
+        for wait in reference_waits(jobs, days).to_dict("records"):
+            waits[key_of(wait)].append(wait["wait_ms"])
+        for of_job in jobs[(jobs["status"] == "failed") & jobs["error_message"].notna()].to_dict("records"):
+            day = next(day.date for day in days if day.start <= of_job["completed_at"] < day.end)
+            reasons[key_of({**of_job, "date": day})][of_job["error_message"]][tenant] += 1
     older = set_definitions(connection, [day.date for day in days])
     result = summarize()
     assert result.success
@@ -260,14 +258,15 @@ def test_a_reason_that_is_rare_in_each_batch_may_be_the_first_of_all(
     only those of failed jobs of the row's own day count.
     """
     monkeypatch.setattr(asset, "BATCH", 1)
-    for number, tenant in enumerate(TENANTS):
+    for tenant in TENANTS:
         application.insert(connection, tenant, "marketplace_jobs", [job(id=1, status="failed")])
+    materialize()
+    for number, tenant in enumerate(TENANTS):
         numbers = {f"only here, {tenant}: {letter}": 3 for letter in "ABCDE"} | {"everywhere": 2}
         facts(connection, tenant, numbers, first_id=100)
         facts(connection, tenant, {"another day": 9}, 200, date=NOON.date() + timedelta(days=1 + number))
         facts(connection, tenant, {"not failed": 9}, 300, status="cancelled")
         facts(connection, tenant, {None: 9}, 400)
-    materialize()
     assert summarize(DAY, DAY).success
     [row] = rows(connection).values()
     others = [{"reason": f"only here, user_10: {letter}", "jobs": 3, "tenants": 1} for letter in "ABCD"]
@@ -292,6 +291,17 @@ def test_a_tenant_whose_facts_cannot_be_read_keeps_its_numbers(connection: psyco
     assert (row["failure_count"], row["tenants_active"]) == (3, 3)
     assert row["top_reasons"] == [{"reason": "HTTP 429", "jobs": 1, "tenants": 1}]
     assert metadata(result)[DAY]["run_tenants_without_reasons"] == 2
+
+
+def test_a_tenant_whose_jobs_are_gone_keeps_its_numbers(connection: psycopg.Connection[Any]) -> None:
+    """What is stored is added up, whatever has become of the source; a schema that never had anything is no failure."""
+    for tenant in TENANTS:
+        application.insert(connection, tenant, "marketplace_jobs", [job(id=1)])
+    materialize()
+    connection.execute("DROP TABLE user_1.marketplace_jobs; CREATE SCHEMA user_3")
+    assert summarize(DAY, DAY).success
+    [row] = rows(connection).values()
+    assert (row["total_jobs"], row["tenants_active"]) == (3, 3)
 
 
 def test_the_facts_of_a_day_are_found_by_their_index(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:

@@ -1,4 +1,4 @@
-"""Promises 13, 16, 19, 20: what a tenant's transaction locks, proves and records; on a real server."""
+"""Promises 13 to 16, 19, 20, 23, 24: what a tenant's transaction locks, proves and records; on a real server."""
 
 import threading
 from datetime import UTC, datetime, timedelta
@@ -9,8 +9,16 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from assets.marketplace_job_stats.upsert import Order, ProofError, write_tenant
-from pipelines.partitions import Window
+from assets.marketplace_job_stats import transaction
+from assets.marketplace_job_stats.stats import COUNTS
+from assets.marketplace_job_stats.transaction import (
+    ComputeSpec,
+    DefinitionError,
+    ProofError,
+    TenantResult,
+    write_tenant,
+)
+from pipelines.partitions import Days, Window
 from tests import application
 from tests.conftest import wait_until
 
@@ -27,9 +35,27 @@ def source_rows(connection: psycopg.Connection[Any]) -> None:
     application.insert(connection, "user_2", "marketplace_jobs", jobs)
 
 
-def write(engine: sa.Engine, window: Window = WINDOW, run_id: str = "test") -> list[dict[str, Any]]:
+def write(engine: sa.Engine, window: Window = WINDOW, run_id: str = "test", **options: Any) -> TenantResult:
+    spec = ComputeSpec(window, run_id, Days(PARTITIONS), **options)
     with engine.connect() as connection:
-        return [day._asdict() for day in write_tenant(connection, "user_2", Order(window, run_id)).days]
+        return write_tenant(connection, "user_2", spec, has_tasks=True)
+
+
+def total_jobs(result: TenantResult) -> list[int]:
+    """Of each day."""
+    return [day.sums[COUNTS.index("total_jobs")] for _, day in sorted(result.days.items())]
+
+
+def day(number: int) -> Window:
+    return Window.of(PARTITIONS, [f"2026-01-{number:02}"])
+
+
+def journal(connection: psycopg.Connection[Any]) -> list[Any]:
+    """Its lines, without the times."""
+    return connection.execute("""
+        SELECT date::text, marketplace, run_id, cause, total_jobs_before, total_jobs_after, failure_count_before,
+               failure_count_after, late_count, corrected_count, moved_in_count, moved_out_count, forgotten_count
+          FROM user_2.marketplace_job_stats_changes ORDER BY changed_at, date, marketplace""").fetchall()
 
 
 def test_runs_and_a_live_writer_follow_each_other(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
@@ -48,7 +74,8 @@ def test_runs_and_a_live_writer_follow_each_other(connection: psycopg.Connection
         application.insert(connection, "user_2", "marketplace_jobs", [JOB | {"id": 4}])
         other.commit()
         run.join()
-    assert [(day["total_jobs"], day["inserted"], day["updated"]) for day in result[0]] == [(3, 0, 1), (1, 1, 0)]
+    assert total_jobs(result[0]) == [3, 1]
+    assert [written for _, written in sorted(result[0].written.items())] == [(0, 1, 0), (1, 0, 0)]
 
 
 def test_readers_and_the_application_are_not_disturbed(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
@@ -97,63 +124,172 @@ def test_the_proof_looks_at_every_count_of_every_day(
     assert connection.execute("SELECT FROM user_2.marketplace_job_stats_days").fetchall() == []
 
 
-def test_days_in_doubt_take_one_statement_more(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
-    """However many they are, and whatever lies between them; the source is read twice then, not once for each. All
-    days but the first are covered by the job of the 16th, which is still there.
-    """
-    statements: list[str] = []
-    sa.event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
-    week = Window.of(PARTITIONS, [f"2026-01-{day}" for day in range(15, 22)])
-    jobs = [JOB | {"id": 10 + day, "completed_at": NOON + timedelta(day)} for day in range(7)]
-    application.insert(connection, "user_2", "marketplace_jobs", jobs)
-    assert [day["is_held_back"] for day in write(engine, week)] == [False] * 7
-    assert len(statements) == 4  # The lock, the ledger, the days, the proof.
+def test_a_counted_job_stays_counted(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
+    """Promise 15: whatever is deleted; corrections on the same day go through, and the row tells its jobs."""
+    application.insert(connection, "user_2", "marketplace_tasks", [{"job_id": 1, "status": "success"}] * 2)
+    write(engine)
+    connection.execute("DELETE FROM user_2.marketplace_jobs WHERE id = 1; DELETE FROM user_2.marketplace_tasks")
+    connection.execute("UPDATE user_2.marketplace_jobs SET status = 'completed' WHERE id = 2")
+    assert total_jobs(write(engine)) == [2, 1]
+    query = "SELECT success_count, failure_count, total_tasks FROM user_2.marketplace_job_stats ORDER BY date"
+    assert connection.execute(query).fetchall() == [(2, 0, 2), (1, 0, 0)]
+    facts = "SELECT job_id, deleted_at IS NOT NULL, task_count FROM user_2.marketplace_job_facts ORDER BY job_id"
+    assert connection.execute(facts).fetchall() == [(1, True, 2), (2, False, 0), (3, False, 0)]
+    assert sum(map(sum, write(engine).written.values())) == 0
 
-    connection.execute("DELETE FROM user_2.marketplace_jobs WHERE extract(day FROM completed_at)::int % 2 = 1")
-    statements.clear()
-    assert [day["is_held_back"] for day in write(engine, week)] == [True] + [False] * 6
-    assert len(statements) == 5
+
+def test_forgetting_takes_what_is_gone_and_nothing_else(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
+    """Promise 15: with `allow_shrink` the days of the run equal the source; the journal says so."""
+    application.insert(connection, "user_2", "marketplace_tasks", [{"job_id": 2, "status": "success"}])
+    write(engine)
+    connection.execute("DELETE FROM user_2.marketplace_jobs WHERE id IN (1, 3); DELETE FROM user_2.marketplace_tasks")
+    write(engine)
+    assert total_jobs(write(engine, day(15), "forget", allow_shrink=True)) == [1]
+    query = "SELECT date::text, total_jobs, total_tasks FROM user_2.marketplace_job_stats ORDER BY date"
+    assert connection.execute(query).fetchall() == [("2026-01-15", 1, 0), ("2026-01-16", 1, 0)]
+    assert journal(connection) == [("2026-01-15", "ebay", "forget", "forgotten", 2, 1, 1, 1, 0, 1, 0, 0, 1)]
+
+
+def test_a_move_changes_both_days(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
+    """Also the one that nobody asked for; a day that nobody has computed waits for its job."""
+    write(engine)
+    connection.execute("UPDATE user_2.marketplace_jobs SET completed_at = completed_at + interval '1 day' WHERE id = 1")
+    result = write(engine, day(15), "moved")
+    assert sorted(map(str, result.written)) == ["2026-01-15", "2026-01-16"]
+    assert journal(connection) == [
+        ("2026-01-15", "ebay", "moved", "jobs", 2, 1, 1, 1, 0, 0, 0, 1, 0),
+        ("2026-01-16", "ebay", "moved", "jobs", 1, 2, 0, 0, 0, 0, 1, 0, 0),
+    ]
+    connection.execute(
+        "UPDATE user_2.marketplace_jobs SET completed_at = completed_at + interval '9 days' WHERE id = 1"
+    )
+    write(engine, day(16))
+    dates = "SELECT date::text FROM user_2.{} WHERE date > '2026-01-16'"
+    assert connection.execute(dates.format("marketplace_job_facts")).fetchall() == [("2026-01-25",)]
+    assert connection.execute(dates.format("marketplace_job_stats")).fetchall() == []
+    assert total_jobs(write(engine, day(25))) == [1]
+
+
+def test_what_somebody_else_has_written_is_made_right(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
+    """A live counter through the view, a person: found in every run over the day, also where no job has changed."""
+    connection.execute("UPDATE user_2.marketplace_jobs SET marketplace = 'vinted'")
+    write(engine)
+    connection.execute("UPDATE user_2.vinted_job_stats SET total_jobs = total_jobs + 1 WHERE date = '2026-01-15'")
+    connection.execute("DELETE FROM user_2.marketplace_job_stats WHERE date = '2026-01-16'")
+    assert total_jobs(write(engine, run_id="again")) == [2, 1]
+    assert journal(connection) == [
+        ("2026-01-15", "vinted", "again", "overwritten", 3, 2, 1, 1, 0, 0, 0, 0, 0),
+        ("2026-01-16", "vinted", "again", "overwritten", None, 1, None, 0, 0, 0, 0, 0, 0),
+    ]
+
+
+def test_numbers_without_facts_fall_only_where_the_source_is_complete(
+    connection: psycopg.Connection[Any], engine: sa.Engine
+) -> None:
+    """A counter's row may fall, an exact one may not; pruned facts make a day one of these."""
+    connection.execute("""
+        INSERT INTO user_2.marketplace_job_stats (action_type_id, marketplace, date, total_jobs)
+        VALUES (4, 'ebay', '2026-01-15', 4), (4, 'ebay', '2026-01-16', 3)""")
+    # The 15th is the first day, and has half of what is stored; the 16th has a third.
+    result = write(engine)
+    assert total_jobs(result) == [2, 3]
+    assert sorted(map(str, result.held_back)) == ["2026-01-16"]
+    assert journal(connection) == []
+    assert total_jobs(write(engine, allow_shrink=True)) == [2, 1]
+    connection.execute("DELETE FROM user_2.marketplace_job_facts; DELETE FROM user_2.marketplace_jobs WHERE id = 1")
+    result = write(engine, run_id="pruned")
+    assert total_jobs(result) == [2, 1]
+    assert sorted(map(str, result.held_back)) == ["2026-01-15"]
+    # What stays held back is not looked at for its definition's sake.
+    assert write(engine, only_missing=True).days == {}
+
+
+def test_days_of_an_older_definition_get_facts(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
+    """Promise 23: as the release before left them. Exact numbers never fall; what was unknown before is no change."""
+    write(engine)
+    connection.execute("""
+        DELETE FROM user_2.marketplace_job_facts;
+        UPDATE user_2.marketplace_job_stats SET wait_count = NULL, wait_sum_ms = NULL, p99_duration_ms = NULL;
+        UPDATE user_2.marketplace_job_stats_days SET definition = 1, row_count = NULL, row_versions = NULL;
+        DELETE FROM user_2.marketplace_jobs WHERE id = 1;
+        UPDATE user_2.marketplace_jobs SET status = 'failed' WHERE id = 3""")
+    result = write(engine, only_missing=True, run_id="new")
+    assert sorted(map(str, result.held_back)) == ["2026-01-15", "2026-01-16"]
+    connection.execute("UPDATE user_2.marketplace_jobs SET status = 'completed' WHERE id = 3")
+    assert sorted(map(str, write(engine).held_back)) == ["2026-01-15"]
+    query = "SELECT date::text, wait_count FROM user_2.marketplace_job_stats ORDER BY date"
+    assert connection.execute(query).fetchall() == [("2026-01-15", None), ("2026-01-16", 0)]
+    assert journal(connection) == []
+
+
+def test_a_newer_definition_is_never_computed_over(
+    connection: psycopg.Connection[Any], engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 10: older code refuses a tenant that a newer release has computed."""
+    with monkeypatch.context() as newer:
+        newer.setattr(transaction, "DEFINITION", 3)
+        write(engine)
+    with pytest.raises(DefinitionError, match="computed by definition 3, and this release knows no newer one than 2"):
+        write(engine)
 
 
 def test_rows_and_ledger_say_when_and_by_whom(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
-    """Stamps and ledger tell of the run that last changed them; a held-back day tells both numbers."""
+    """Stamps and ledger tell of the run that last changed them."""
     stamps = (
         "SELECT created_at > now() - interval '1 minute', computed_at = created_at FROM user_2.marketplace_job_stats"
     )
-    ledger = """SELECT date::text, outcome, time_zone, job_count, task_count, stored_job_count, stored_task_count,
-                       run_id, changed_at > now() - interval '1 minute'
+    ledger = """SELECT date::text, outcome, definition, time_zone, job_count, task_count, stored_job_count,
+                       stored_task_count, no_start_count, run_id, changed_at > now() - interval '1 minute'
                   FROM user_2.marketplace_job_stats_days ORDER BY date"""
     application.insert(connection, "user_2", "marketplace_tasks", [{"job_id": 1, "status": "success"}] * 2)
     write(engine, run_id="first")
     assert connection.execute(stamps).fetchall() == [(True, True)] * 2
-    entry = ("Europe/Paris", 2, 2, 2, 2, "first", True)
     assert connection.execute(ledger).fetchall() == [
-        ("2026-01-15", "computed", *entry),
-        ("2026-01-16", "computed", "Europe/Paris", 1, 0, 1, 0, "first", True),
+        ("2026-01-15", "computed", 2, "Europe/Paris", 2, 2, 2, 2, 2, "first", True),
+        ("2026-01-16", "computed", 2, "Europe/Paris", 1, 0, 1, 0, 1, "first", True),
     ]
-
-    connection.execute("DELETE FROM user_2.marketplace_jobs WHERE id = 1")
     application.insert(connection, "user_2", "marketplace_jobs", [JOB | {"id": 9, "completed_at": NOON + timedelta(1)}])
     write(engine, run_id="second")
-    assert connection.execute(ledger).fetchall() == [
-        ("2026-01-15", "held_back", "Europe/Paris", 1, 0, 2, 2, "second", True),
-        ("2026-01-16", "computed", "Europe/Paris", 2, 0, 2, 0, "second", True),
-    ]
+    assert [row[-2] for row in connection.execute(ledger)] == ["first", "second"]
     changed = connection.execute("SELECT computed_at > created_at FROM user_2.marketplace_job_stats ORDER BY date")
     assert changed.fetchall() == [(False,), (True,)]
 
 
-@pytest.mark.parametrize(("status", "outcome"), [("cancelled", "computed"), ("pending", "held_back")])
-def test_any_finished_task_from_before_covers_a_day(
-    connection: psycopg.Connection[Any], engine: sa.Engine, status: str, outcome: str
+def test_a_job_of_an_unknown_marketplace_changes_the_ledger_alone(
+    connection: psycopg.Connection[Any], engine: sa.Engine
 ) -> None:
-    """A cancelled task is finished, a pending one is not; where tasks are not covered, their numbers may not fall."""
-    long_ago = NOON - timedelta(days=9)
-    application.insert(connection, "user_2", "marketplace_jobs", [JOB | {"id": 90, "completed_at": long_ago}])
-    application.insert(connection, "user_2", "marketplace_tasks", [{"id": 1, "job_id": 1, "status": "success"}])
+    """It is reported with its action, and the day's rows stay as they are."""
     write(engine)
-    connection.execute("DELETE FROM user_2.marketplace_tasks")
-    application.insert(connection, "user_2", "marketplace_tasks", [{"status": status, "completed_at": long_ago}])
+    application.insert(connection, "user_2", "marketplace_jobs", [JOB | {"id": 9, "marketplace": "depop"}])
+    result = write(engine)
+    assert result.uncounted["unknown_marketplace", "depop", 4] == 1
+    query = "SELECT unknown_marketplace_count FROM user_2.marketplace_job_stats_days ORDER BY date"
+    assert connection.execute(query).fetchall() == [(1,), (0,)]
+    assert sum(map(sum, result.written.values())) == 0
+
+
+def test_without_a_tasks_table_task_numbers_are_unknown(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
+    """A job keeps what it had; one that was first seen without the table has null, until the table is there."""
+    application.insert(connection, "user_2", "marketplace_tasks", [{"job_id": 1, "status": "success"}])
+    write(engine, day(15))
+    connection.execute("ALTER TABLE user_2.marketplace_tasks RENAME TO elsewhere")
+    with engine.connect() as worker:
+        write_tenant(worker, "user_2", ComputeSpec(WINDOW, "test", Days(PARTITIONS)), has_tasks=False)
+    query = "SELECT total_tasks FROM user_2.marketplace_job_stats ORDER BY date"
+    assert connection.execute(query).fetchall() == [(1,), (None,)]
+    connection.execute("ALTER TABLE user_2.elsewhere RENAME TO marketplace_tasks")
     write(engine)
-    found = connection.execute("SELECT outcome FROM user_2.marketplace_job_stats_days ORDER BY date").fetchall()
-    assert found == [(outcome,), ("computed",)]
+    assert connection.execute(query).fetchall() == [(1,), (0,)]
+
+
+def test_nothing_of_an_owner_is_found_by_name(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
+    """Promise 27: functions and operators in a tenant's schema that fit better than PostgreSQL's own are not called."""
+    connection.execute("""
+        CREATE TABLE user_2.calls (what text);
+        CREATE FUNCTION user_2.width_bucket(timestamptz, timestamptz[]) RETURNS integer LANGUAGE plpgsql AS
+            $$ BEGIN INSERT INTO user_2.calls VALUES ('width_bucket'); RETURN 1; END $$;
+        CREATE FUNCTION user_2.eq(varchar, varchar) RETURNS boolean LANGUAGE plpgsql AS
+            $$ BEGIN INSERT INTO user_2.calls VALUES ('eq'); RETURN true; END $$;
+        CREATE OPERATOR user_2.= (FUNCTION = user_2.eq, LEFTARG = varchar, RIGHTARG = varchar)""")
+    write(engine)
+    assert connection.execute("SELECT * FROM user_2.calls").fetchall() == []

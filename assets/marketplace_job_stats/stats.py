@@ -1,0 +1,398 @@
+"""The stats of a day, which are the aggregate of its facts; and what is written beside them: ledger and journal.
+
+Parameters of all: those of `Window.parameters`, `days` (an array of dates), and what each statement names.
+"""
+
+import math
+
+from assets import sketch
+from assets.marketplace_job_stats.facts import FINISHED, KNOWN, RAN
+from assets.marketplace_job_stats.statement import Statement
+
+JOB_COUNTS = (
+    "total_jobs",
+    "success_count",
+    "failure_count",
+    "cancelled_count",
+    "expired_count",
+    "retry_count",
+    "duration_count",
+    "duration_sum_ms",
+    "wait_count",
+    "wait_sum_ms",
+)
+TASK_COUNTS = ("total_tasks", "task_success_count", "task_failure_count", "task_retry_count")
+COUNTS = (*JOB_COUNTS, *TASK_COUNTS)
+"""The columns that add up over rows."""
+NUMBERS = (
+    *COUNTS,
+    "avg_duration_ms",
+    "p50_duration_ms",
+    "p95_duration_ms",
+    "p99_duration_ms",
+    "duration_sketch_keys",
+    "duration_sketch_counts",
+    "duration_sketch_version",
+    "avg_wait_ms",
+    "p50_wait_ms",
+    "p95_wait_ms",
+    "wait_sketch_keys",
+    "wait_sketch_counts",
+    "wait_sketch_version",
+)
+"""All that is computed for a row."""
+KEY = ("date", "action_type_id", "marketplace")
+
+_LN_GAMMA, _FACTOR = math.log(sketch.GAMMA), 2 / (sketch.GAMMA + 1)
+
+
+def _bucket(ms: str) -> str:
+    """The key of a time's bucket in a sketch: see `sketch`."""
+    return (
+        f"CASE WHEN {ms} > 0 THEN ceil(ln({ms}::float8) / {_LN_GAMMA!r}::float8)::integer "
+        f"WHEN {ms} = 0 THEN {sketch.ZERO_KEY} END"
+    )
+
+
+def _middle(key: str) -> str:
+    """The time that stands for a bucket."""
+    return (
+        f"CASE WHEN {key} = {sketch.ZERO_KEY} THEN 0::float8 "
+        f"WHEN {key} >= 0 THEN {_FACTOR!r}::float8 * power({sketch.GAMMA!r}::float8, {key}::float8) END"
+    )
+
+
+def _counts(of: str) -> str:
+    """How often each bucket occurs: mostly once each, or there is one, which needs no counting."""
+    return (
+        f"CASE WHEN {of}_count = cardinality({of}_keys) THEN array_fill(1::bigint, ARRAY[{of}_count]) "
+        f"WHEN cardinality({of}_keys) = 1 THEN ARRAY[{of}_count::bigint] "
+        f"ELSE (SELECT array_agg(number ORDER BY middle) FROM (SELECT middle, count(*) AS number "
+        f"FROM unnest({of}s) AS middle WHERE middle IS NOT NULL GROUP BY middle) AS bucket) END"
+    )
+
+
+def _percentile(of: str, share: str) -> str:
+    """The value of rank ceil(q n). In doubles that is exact: where q n is a whole number, the product is rounded to it,
+    for the double next to 19/20 is nearer to it than half of what a product can tell apart."""
+    return f"{of}s[ceil({share}::float8 * {of}_count)::integer]"
+
+
+def _mean(of: str) -> str:
+    """Whole numbers only, so that the mean is exact: sum / count rounded is (2 sum + count) / (2 count) cut off."""
+    return f"((2 * {of}_sum_ms + {of}_count) / nullif(2 * {of}_count, 0))::integer"
+
+
+def _tasks(name: str, type_: str) -> str:
+    """A sum over the tasks of jobs that ran. Those of one that did not are none, but known; unknown ones are null."""
+    return f"sum(CASE WHEN status IN {RAN} THEN {name} ELSE 0 * {name} END)::{type_} AS {name}"
+
+
+# One row per date, action type and marketplace of the facts of these days. All are read once, and grouped once.
+COUNTED = f"""
+    SELECT date, action_type_id, marketplace, success_count + failure_count AS total_jobs, success_count, failure_count,
+           cancelled_count, expired_count, retry_count, duration_count, duration_sum_ms, wait_count, wait_sum_ms,
+           task_success_count + task_failure_count AS total_tasks, task_success_count, task_failure_count,
+           task_retry_count,
+           {_mean("duration")} AS avg_duration_ms,
+           {_percentile("duration", "0.5")} AS p50_duration_ms,
+           {_percentile("duration", "0.95")} AS p95_duration_ms,
+           {_percentile("duration", "0.99")} AS p99_duration_ms,
+           duration_keys AS duration_sketch_keys,
+           {_counts("duration")} AS duration_sketch_counts,
+           CASE WHEN duration_count > 0 THEN {sketch.VERSION}::smallint END AS duration_sketch_version,
+           {_mean("wait")} AS avg_wait_ms,
+           {_percentile("wait", "0.5")} AS p50_wait_ms,
+           {_percentile("wait", "0.95")} AS p95_wait_ms,
+           wait_keys AS wait_sketch_keys,
+           {_counts("wait")} AS wait_sketch_counts,
+           CASE WHEN wait_count > 0 THEN {sketch.VERSION}::smallint END AS wait_sketch_version
+      FROM (SELECT date, action_type_id, marketplace,
+                   (count(*) FILTER (WHERE status = 'completed'))::integer AS success_count,
+                   (count(*) FILTER (WHERE status = 'failed'))::integer AS failure_count,
+                   (count(*) FILTER (WHERE status = 'cancelled'))::integer AS cancelled_count,
+                   (count(*) FILTER (WHERE status = 'expired'))::integer AS expired_count,
+                   coalesce(sum(retry_count) FILTER (WHERE status IN {RAN}), 0) AS retry_count,
+                   count(duration_ms)::integer AS duration_count,
+                   coalesce(sum(duration_ms), 0) AS duration_sum_ms,
+                   count(wait_key)::integer AS wait_count,
+                   coalesce(sum(wait_ms) FILTER (WHERE wait_key IS NOT NULL), 0) AS wait_sum_ms,
+                   {_tasks("task_success_count", "integer")},
+                   {_tasks("task_failure_count", "integer")},
+                   {_tasks("task_retry_count", "bigint")},
+                   array_agg({_middle("duration_key")} ORDER BY duration_key) AS durations,
+                   array_agg(DISTINCT duration_key ORDER BY duration_key)
+                       FILTER (WHERE duration_key IS NOT NULL) AS duration_keys,
+                   array_agg({_middle("wait_key")} ORDER BY wait_key) AS waits,
+                   array_agg(DISTINCT wait_key ORDER BY wait_key) FILTER (WHERE wait_key IS NOT NULL) AS wait_keys
+              FROM (SELECT *, {_bucket("duration_ms")} AS duration_key,
+                           CASE WHEN status IN {RAN} THEN {_bucket("wait_ms")} END AS wait_key
+                      FROM {{schema}}.marketplace_job_facts
+                     WHERE date = ANY (%(days)s::date[])) AS fact
+             GROUP BY date, action_type_id, marketplace
+            OFFSET 0) AS sums"""
+
+_SUMS = ", ".join(f"sum({name})::bigint AS {name}" for name in COUNTS)
+
+STORED = Statement(
+    """
+    SELECT coalesce(stored.date, ledger.date)::date, ledger.time_zone, ledger.outcome::text, ledger.definition,
+           ledger.job_count, ledger.unknown_marketplace_count, ledger.no_start_count, ledger.bad_duration_count,
+           ledger.row_count IS NOT DISTINCT FROM stored.row_count
+               AND ledger.row_versions IS NOT DISTINCT FROM stored.row_versions,
+           stored.marketplace, stored.action_type_id, stored.row_count, {counts}
+      FROM (SELECT date, marketplace::text AS marketplace, action_type_id::bigint AS action_type_id,
+                   count(*)::integer AS row_count, sum(xmin::text::bigint)::bigint AS row_versions, {sums}
+              FROM {schema}.marketplace_job_stats
+             WHERE date BETWEEN %(first_date)s::date AND %(last_date)s::date
+             GROUP BY GROUPING SETS ((date), (marketplace, action_type_id))) AS stored
+      FULL JOIN (SELECT date, time_zone, outcome, definition, job_count, unknown_marketplace_count, no_start_count,
+                        bad_duration_count, nullif(row_count, 0) AS row_count, row_versions
+                   FROM {schema}.marketplace_job_stats_days
+                  WHERE date BETWEEN %(first_date)s::date AND %(last_date)s::date
+                     OR time_zone <> %(time_zone)s::text) AS ledger
+        ON ledger.date = stored.date""",
+    sums=_SUMS,
+    counts=", ".join(f"stored.{name}" for name in COUNTS),
+)
+"""What is stored of the window: a row per date, with what the ledger says of it, whether the stored rows are those that
+it knows, and their sums; and a row per marketplace and action type, without a date. Days of the ledger that are in
+another zone are there, too, wherever they lie."""
+
+INSERT = Statement(
+    """
+    WITH written AS (
+        INSERT INTO {schema}.marketplace_job_stats ({columns}, computed_at, created_at)
+        SELECT {columns}, now(), now() FROM ({counted}) AS counted
+        RETURNING date
+    )
+    SELECT date::date, count(*) AS inserted, 0 AS updated, 0 AS deleted, NULL::json AS changes
+      FROM written
+     GROUP BY date""",
+    columns=", ".join((*KEY, *NUMBERS)),
+    counted=COUNTED,
+)
+"""Writes the stats of days of which nothing is stored; returns a row per day with how many."""
+
+# A stored row that is younger than the ledger's entry was written by somebody else. Where a row only gets numbers that
+# were unknown before, or where a new definition leaves its two numbers as they are, nobody has seen anything change.
+UPDATE = Statement(
+    """
+    WITH difference AS MATERIALIZED (
+        SELECT coalesce(counted.date, stored.date) AS key_date,
+               coalesce(counted.action_type_id, stored.action_type_id) AS key_action_type_id,
+               coalesce(counted.marketplace, stored.marketplace) AS key_marketplace,
+               counted.*, stored.id AS stored_id, stored.total_jobs AS total_jobs_before,
+               stored.failure_count AS failure_count_before, stored.xmin AS stored_xmin,
+               counted.date IS NULL OR stored.date IS NULL OR {known_differs} AS has_changed
+          FROM ({counted}) AS counted
+          FULL JOIN (SELECT xmin, id, date, action_type_id, marketplace::text AS marketplace, {numbers}
+                       FROM {schema}.marketplace_job_stats
+                      WHERE date = ANY (%(days)s::date[])) AS stored
+            ON stored.date = counted.date AND stored.action_type_id = counted.action_type_id
+           AND stored.marketplace = counted.marketplace
+         WHERE counted.date IS NULL OR stored.date IS NULL OR {differs}
+    ), inserted AS (
+        INSERT INTO {schema}.marketplace_job_stats ({columns}, computed_at, created_at)
+        SELECT {columns}, now(), now() FROM difference WHERE stored_id IS NULL
+    ), updated AS (
+        UPDATE {schema}.marketplace_job_stats AS stats
+           SET {assignments}, computed_at = now()
+          FROM difference
+         WHERE difference.date IS NOT NULL AND stats.id = stored_id
+    ), deleted AS (
+        DELETE FROM {schema}.marketplace_job_stats AS stats
+         USING difference
+         WHERE difference.date IS NULL AND stats.id = stored_id
+    ), journal AS (
+        INSERT INTO {schema}.marketplace_job_stats_changes
+               (date, action_type_id, marketplace, changed_at, run_id, cause, total_jobs_before, total_jobs_after,
+                failure_count_before, failure_count_after, late_count, corrected_count, moved_in_count,
+                moved_out_count, forgotten_count)
+        SELECT key_date, key_action_type_id, key_marketplace, now(), %(run_id)s, cause,
+               total_jobs_before, total_jobs, failure_count_before, failure_count,
+               coalesce(late, 0), coalesce(corrected, 0), coalesce(moved_in, 0), coalesce(moved_out, 0),
+               coalesce(forgotten, 0)
+          FROM difference
+          JOIN {schema}.marketplace_job_stats_days AS ledger
+            ON ledger.date = key_date
+           AND (ledger.outcome::text = 'computed'
+                OR EXISTS (SELECT FROM {schema}.marketplace_job_stats AS stats
+                            WHERE stats.date = key_date AND stats.computed_at IS NOT NULL))
+          LEFT JOIN json_to_recordset(%(changes)s::json)
+                    AS change (date date, action_type_id bigint, marketplace text, late integer, corrected integer,
+                               moved_in integer, moved_out integer, forgotten integer, is_forgetful boolean)
+            ON change.date = key_date AND change.action_type_id = key_action_type_id
+           AND change.marketplace = key_marketplace
+         CROSS JOIN LATERAL (VALUES (
+               CASE WHEN age(stored_xmin) < age(ledger.xmin) THEN 'overwritten'
+                    WHEN change.is_forgetful THEN 'forgotten'
+                    WHEN ledger.definition < %(definition)s THEN 'definition'
+                    WHEN change.date IS NULL THEN 'overwritten'
+                    ELSE 'jobs' END)) AS why (cause)
+         WHERE has_changed
+           AND (cause <> 'definition'
+                OR (total_jobs_before, failure_count_before) IS DISTINCT FROM (total_jobs, failure_count))
+        RETURNING date, action_type_id, marketplace, cause, total_jobs_before, total_jobs_after, failure_count_before,
+                  failure_count_after, late_count, corrected_count, moved_in_count, moved_out_count, forgotten_count
+    )
+    SELECT key_date::date, count(*) FILTER (WHERE stored_id IS NULL) AS inserted,
+           count(*) FILTER (WHERE stored_id IS NOT NULL AND date IS NOT NULL) AS updated,
+           count(*) FILTER (WHERE date IS NULL) AS deleted,
+           NULL::json AS changes
+      FROM difference
+     GROUP BY key_date
+    UNION ALL
+    SELECT NULL, count(*), NULL, NULL,
+           (SELECT json_agg(journal) FROM (
+                SELECT * FROM journal
+                 ORDER BY abs(coalesce(total_jobs_after, 0) - coalesce(total_jobs_before, 0)) DESC LIMIT 20) AS journal)
+      FROM journal""",
+    counted=COUNTED,
+    columns=", ".join((*KEY, *NUMBERS)),
+    numbers=", ".join(NUMBERS),
+    differs=" OR ".join(f"counted.{name} IS DISTINCT FROM stored.{name}" for name in NUMBERS),
+    known_differs=" OR ".join(
+        f"stored.{name} IS NOT NULL AND counted.{name} IS DISTINCT FROM stored.{name}" for name in NUMBERS
+    ),
+    assignments=", ".join(f"{name} = difference.{name}" for name in NUMBERS),
+)
+"""Makes the stored rows of these days what their facts say, and notes changes of settled days in the journal.
+
+Parameters: `run_id`, `definition`, and `changes`: as JSON, what has happened to the jobs of each row. Returns a row per
+day with how many were written, and one without a date: how many lines the journal got, and the largest 20.
+"""
+
+HELD_BACK = Statement(
+    """
+    WITH falling AS (
+        SELECT stored.date, coalesce(bool_or(stored.computed_at IS NOT NULL AND {falls}), false) AS is_exact
+          FROM {schema}.marketplace_job_stats AS stored
+          LEFT JOIN ({counted}) AS counted
+            ON counted.date = stored.date AND counted.action_type_id = stored.action_type_id
+           AND counted.marketplace = stored.marketplace::text
+         WHERE stored.date = ANY (%(days)s::date[])
+         GROUP BY stored.date
+        HAVING bool_or({falls})
+    )
+    SELECT falling.date::date
+      FROM falling
+      JOIN unnest(%(dates)s::date[], %(starts)s::timestamptz[]) AS day (date, starts_at) ON day.date = falling.date
+     WHERE is_exact
+        OR NOT EXISTS (SELECT FROM {schema}.marketplace_jobs AS job
+                        WHERE job.completed_at < day.starts_at AND isfinite(job.completed_at)
+                          AND job.status::text IN {finished})
+           AND EXISTS (SELECT FROM {schema}.marketplace_job_stats WHERE date < falling.date AND total_jobs > 0)
+        OR 2 * (SELECT count(*) FROM {schema}.marketplace_job_facts
+                 WHERE date = falling.date AND deleted_at IS NULL AND status IN {ran})
+           < (SELECT sum(total_jobs) FROM {schema}.marketplace_job_stats WHERE date = falling.date)""",
+    counted=COUNTED,
+    finished=FINISHED,
+    known=KNOWN,
+    ran=RAN,
+    # A stored null, from before the batch knew the column, is no number and cannot fall.
+    falls="({})".format(" OR ".join(f"coalesce(counted.{name}, 0) < stored.{name}" for name in COUNTS)),
+)
+"""Of these days, whose numbers no facts account for, those that must stay as they are: a number would fall, and it was
+exact, or the source is not evidently complete."""
+
+ENTER = Statement(
+    """
+    WITH stored AS (
+        SELECT date, count(*)::integer AS row_count, sum(xmin::text::bigint)::bigint AS row_versions, {sums}
+          FROM {schema}.marketplace_job_stats WHERE date = ANY (%(days)s::date[]) GROUP BY date
+    ), counted AS (
+        SELECT date, {fact_sums}
+          FROM {schema}.marketplace_job_facts WHERE date = ANY (%(days)s::date[]) GROUP BY date
+    ), entry AS (
+        SELECT day.date, outcome, %(time_zone)s::text AS time_zone, coalesce(counted.jobs, 0) AS job_count,
+               coalesce(counted.total_tasks, 0) AS task_count,
+               coalesce(stored.total_jobs + coalesce(stored.cancelled_count + stored.expired_count, 0), 0)
+                   AS stored_job_count,
+               coalesce(stored.total_tasks, 0) AS stored_task_count, unknown_marketplace AS unknown_marketplace_count,
+               bad_duration AS bad_duration_count, %(run_id)s::text AS run_id, now() AS changed_at, definition,
+               no_start AS no_start_count, coalesce(stored.row_count, 0) AS row_count, stored.row_versions
+          FROM unnest(%(days)s::date[], %(outcomes)s::text[], %(definitions)s::smallint[],
+                      %(unknown_marketplace)s::integer[], %(no_start)s::integer[], %(bad_duration)s::integer[])
+                   AS day (date, outcome, definition, unknown_marketplace, no_start, bad_duration)
+          LEFT JOIN stored ON stored.date = day.date
+          LEFT JOIN counted ON counted.date = day.date
+    ), entered AS (
+        INSERT INTO {schema}.marketplace_job_stats_days AS ledger ({columns})
+        SELECT {columns} FROM entry
+            ON CONFLICT (date) DO UPDATE SET {assignments}
+         WHERE ({compared}) IS DISTINCT FROM ({excluded})
+    )
+    SELECT entry.date, {pairs}
+      FROM entry
+      LEFT JOIN stored ON stored.date = entry.date
+      LEFT JOIN counted ON counted.date = entry.date
+     WHERE outcome = 'computed' AND ({stored_sums}) IS DISTINCT FROM ({counted_sums})""",
+    sums=_SUMS,
+    fact_sums=", ".join(
+        [
+            "count(*)::integer AS jobs",
+            f"count(*) FILTER (WHERE status IN {RAN}) AS total_jobs",
+            "count(*) FILTER (WHERE status = 'completed') AS success_count",
+            "count(*) FILTER (WHERE status = 'failed') AS failure_count",
+            "count(*) FILTER (WHERE status = 'cancelled') AS cancelled_count",
+            "count(*) FILTER (WHERE status = 'expired') AS expired_count",
+            f"coalesce(sum(retry_count) FILTER (WHERE status IN {RAN}), 0)::bigint AS retry_count",
+            "count(duration_ms) AS duration_count",
+            "coalesce(sum(duration_ms), 0)::bigint AS duration_sum_ms",
+            f"count(wait_ms) FILTER (WHERE status IN {RAN}) AS wait_count",
+            f"coalesce(sum(wait_ms) FILTER (WHERE status IN {RAN}), 0)::bigint AS wait_sum_ms",
+            f"sum(CASE WHEN status IN {RAN} THEN task_success_count + task_failure_count "
+            "ELSE 0 * (task_success_count + task_failure_count) END)::bigint AS total_tasks",
+            _tasks("task_success_count", "bigint"),
+            _tasks("task_failure_count", "bigint"),
+            _tasks("task_retry_count", "bigint"),
+        ]
+    ),
+    columns=", ".join(
+        _ENTRY := (
+            "date",
+            "outcome",
+            "time_zone",
+            "job_count",
+            "task_count",
+            "stored_job_count",
+            "stored_task_count",
+            "unknown_marketplace_count",
+            "bad_duration_count",
+            "run_id",
+            "changed_at",
+            "definition",
+            "no_start_count",
+            "row_count",
+            "row_versions",
+        )
+    ),
+    assignments=", ".join(f"{name} = excluded.{name}" for name in _ENTRY if name != "date"),
+    compared=", ".join(f"ledger.{name}" for name in _ENTRY if name not in ("date", "run_id", "changed_at")),
+    excluded=", ".join(f"excluded.{name}" for name in _ENTRY if name not in ("date", "run_id", "changed_at")),
+    pairs=", ".join(f"stored.{name}, counted.{name}" for name in COUNTS),
+    stored_sums=", ".join(f"stored.{name}" for name in COUNTS),
+    counted_sums=", ".join(f"counted.{name}" for name in COUNTS),
+)
+"""Enters these days into the ledger, with what is stored of them; and proves it: returns those days of which that is
+not what their facts count, with both, column by column.
+
+Parameters, arrays beside `days`: `outcomes`, `definitions`, `unknown_marketplace`, `no_start`, `bad_duration`; and
+`time_zone`, `run_id`.
+"""
+
+SPOIL = Statement("""
+    UPDATE {schema}.marketplace_job_stats_days SET definition = 1
+     WHERE date = ANY (%(days)s::date[]) AND definition <> 1""")
+"""Says of days whose facts changed though they do not account for their numbers that they have to be judged again."""
+
+NO_END = Statement(
+    """
+    SELECT marketplace::text, action_type_id::bigint, count(*)
+      FROM {schema}.marketplace_jobs
+     WHERE status::text IN {finished} AND isfinite(completed_at) IS NOT TRUE
+     GROUP BY marketplace::text, action_type_id""",
+    finished=FINISHED,
+)
+"""How many finished jobs have no end that is a time, and so no day. Reads the whole table."""

@@ -1,0 +1,344 @@
+"""One tenant's transaction: lock, look into the ledger, bring the facts in line, write what differs, prove, commit.
+
+`write_tenant` is the protocol; the statements are in `facts` and `stats`.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from assets.marketplace_job_stats import facts, stats
+from assets.marketplace_job_stats.statement import Statement
+from assets.marketplace_job_stats.stats import COUNTS
+from models.stats import MarketplaceJobStats
+from pipelines.partitions import Days, Window
+from pipelines.tenants import quoted
+
+DEFINITION = 2
+"""What the numbers mean: raised with every change of it, and with every column that is new. 1 had no facts."""
+
+LONG_DAYS = 31
+"""From so many days on, all tasks are read at once; for fewer, those of each job are looked up."""
+
+REASONS = ("unknown_marketplace", "no_start", "bad_duration")
+"""Why a job of a day is not counted, or not wholly."""
+
+
+class ProofError(Exception):
+    """The stored rows are not what was counted; the tenant's transaction is rolled back."""
+
+
+class TimeZoneError(Exception):
+    """The tenant's other days were computed in another time zone; nothing was done."""
+
+    def __init__(self, computed_in: str, wanted: str, first: date, last: date) -> None:
+        super().__init__(
+            f"its days were computed in {computed_in}, not in {wanted}, and days of two zones overlap: "
+            f"set STATS_TIMEZONE back, or recompute them all in one run, with --partition-range {first}...{last}"
+        )
+
+
+class DefinitionError(Exception):
+    """A newer release has computed days of this tenant; nothing was done."""
+
+    def __init__(self, found: int) -> None:
+        super().__init__(
+            f"its days were computed by definition {found}, and this release knows no newer one than {DEFINITION}: "
+            "run the newer release"
+        )
+
+
+@dataclass(frozen=True)
+class ComputeSpec:
+    """What a run asks of every tenant: these days, or with `only_missing` those of them that are due.
+
+    A day is due that the ledger lacks, or has by an older definition. `catch_up`: days up to the last one asked for, of
+    which those that are due are taken along. `allow_shrink`: forget, for the days of the run, what the source no longer
+    holds. `count_no_end`: look for jobs that have no day. `reasons`: keep why jobs failed.
+    """
+
+    window: Window
+    run_id: str
+    days: Days
+    only_missing: bool = False
+    catch_up: Window | None = None
+    allow_shrink: bool = False
+    count_no_end: bool = False
+    reasons: bool = True
+
+
+@dataclass(frozen=True)
+class Day:
+    """What is stored of a day, and what the ledger says of it; `entry` is None if it lacks the day."""
+
+    entry: str | None  # The outcome.
+    definition: int | None
+    job_count: int | None
+    uncounted: tuple[int, ...]  # As REASONS.
+    is_as_left: bool  # The stored rows are those that the ledger knows.
+    row_count: int
+    sums: tuple[int, ...]  # As COUNTS.
+
+
+@dataclass
+class TenantResult:
+    """What a tenant's transaction did, and what its days are now.
+
+    `days`: what is stored of each day of the run. `written`: rows inserted, updated and deleted of each day that was
+    written. `sums`: what is stored, by marketplace and action type. `uncounted`: jobs that are not counted, or not
+    wholly, by reason, marketplace and action type. `changes`: of settled rows, how many changed, and the largest.
+    """
+
+    days: dict[date, Day] = field(default_factory=dict)
+    written: dict[date, tuple[int, int, int]] = field(default_factory=dict)
+    held_back: set[date] = field(default_factory=set)
+    sums: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
+    uncounted: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    change_count: int = 0
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+
+def write_tenant(connection: sa.Connection, schema: str, spec: ComputeSpec, has_tasks: bool) -> TenantResult:
+    """Computes the days of one tenant in one transaction.
+
+    The lock comes first: under REPEATABLE READ the snapshot is taken after it is granted, so runs over the same tenant,
+    and writers of the stats, follow each other, and readers are not disturbed. No source row is locked. Raises
+    ProofError, TimeZoneError, DefinitionError, or what the database raises; then nothing is written.
+    """
+    result = TenantResult()
+    with connection.begin():
+        table = f"{quoted(schema)}.{MarketplaceJobStats.__tablename__}"
+        connection.exec_driver_sql(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
+        tenant = _Tenant(connection, schema, spec, has_tasks, result)
+        tenant.look()
+        for number, window in enumerate(tenant.windows()):
+            if number:
+                tenant.look()  # A job may have moved from one of them to another.
+            tenant.compute(window)
+        if result.written:
+            tenant.look()
+        if spec.count_no_end:
+            for marketplace, action_type_id, count in stats.NO_END.run(connection, schema, {}):
+                result.uncounted["no_end", marketplace, action_type_id] += count
+    return result
+
+
+class _Tenant:
+    """The work within the transaction."""
+
+    def __init__(
+        self, connection: sa.Connection, schema: str, spec: ComputeSpec, has_tasks: bool, result: TenantResult
+    ) -> None:
+        self._connection, self._schema, self._spec = connection, schema, spec
+        self._has_tasks, self._result = has_tasks, result
+        self._known: dict[date, Day] = {}
+        self._elsewhere: dict[date, str] = {}
+
+    def look(self) -> None:
+        """Reads what is stored, and the ledger. Raises DefinitionError."""
+        candidates = self._spec.catch_up or self._spec.window
+        self._known, self._elsewhere, self._result.sums = {}, {}, {}
+        dates = set(candidates.dates)
+        for row in self._run(stats.STORED, candidates.parameters):
+            day, time_zone, outcome, definition, job_count, *uncounted, is_as_left = row[:9]
+            marketplace, action_type_id, row_count = row[9:12]
+            sums = tuple(number or 0 for number in row[12:])
+            if day is None:
+                self._result.sums[marketplace, action_type_id] = sums
+                continue
+            if time_zone not in (None, candidates.time_zone):
+                self._elsewhere[day] = time_zone
+            if (definition or 0) > DEFINITION:
+                raise DefinitionError(definition)
+            if day in dates:
+                counts = tuple(number or 0 for number in uncounted)
+                self._known[day] = Day(outcome, definition, job_count, counts, is_as_left, row_count or 0, sums)
+        # What was written is told with what is stored now.
+        self._result.days |= {day: known for day, known in self._known.items() if day in self._result.days}
+
+    def windows(self) -> list[Window]:
+        """The days to compute for this tenant, in the light of its ledger. Raises TimeZoneError."""
+        spec = self._spec
+        candidates = spec.catch_up or spec.window
+        due = {day for day in candidates.dates if self._is_due(day)}
+        chosen = due if spec.only_missing else due.union(spec.window.dates)
+        # Where the zone has changed, the days of the old and of the new one overlap, or leave hours out between them.
+        # So no day of the old zone may stay.
+        if self._elsewhere:
+            if not chosen.issuperset(self._elsewhere):
+                first, last = min(self._elsewhere), max(*self._elsewhere, candidates.dates[-1])
+                raise TimeZoneError(next(iter(self._elsewhere.values())), candidates.time_zone, first, last)
+            day_s = timedelta(days=1)
+            edges = [candidates.starts[0] - day_s / 2, candidates.end + day_s / 2]
+            self._run(facts.REDATE, spec.days.of(candidates, edges))
+        return candidates.parts(chosen)
+
+    def _is_due(self, day: date) -> bool:
+        known = self._known.get(day)
+        return known is None or known.definition is None or known.definition < DEFINITION
+
+    def compute(self, window: Window) -> None:
+        """Brings the facts of the window in line with the source, then its days, and others that changed with them."""
+        changes, uncounted = self._bring_in_line(window)
+        changed = {day for day, _, _ in changes}
+        outside = self._outside(changed - set(window.dates), changes)
+        days = {
+            day
+            for day in window.dates
+            if day in changed
+            or self._is_due(day)
+            or day in self._elsewhere
+            or not self._known[day].is_as_left
+            or self._known[day].entry == "held_back"
+        }
+        held_back = self._held_back(window, days, changes)
+        self._write(days - held_back | outside.keys(), changes)
+        entered = {day: ("held_back" if day in held_back else "computed", DEFINITION) for day in days}
+        # Of days of which only the uncounted jobs differ, only the entry does.
+        for day in set(window.dates) - days:
+            if uncounted[day] != self._known[day].uncounted:
+                entered[day] = (str(self._known[day].entry), DEFINITION)
+        for day, known in outside.items():
+            entered[day] = ("computed", int(known.definition or 1))
+            uncounted[day] = known.uncounted
+        self._enter(entered, uncounted)
+        nothing = Day(None, None, None, (0,) * len(REASONS), True, 0, (0,) * len(COUNTS))
+        self._result.days |= {day: self._known.get(day, nothing) for day in window.dates}
+        self._result.held_back |= held_back
+
+    def _bring_in_line(
+        self, window: Window
+    ) -> tuple[dict[tuple[date, int, str], Counter[str]], defaultdict[date, tuple[int, ...]]]:
+        """What has happened to the jobs of each stats row, by date, action type and marketplace; and per day how many
+        jobs are not counted, as REASONS."""
+        spec = self._spec
+        parameters = window.parameters | {"allow_shrink": spec.allow_shrink}
+        tasks = "none" if not self._has_tasks else "scan" if len(window.dates) >= LONG_DAYS else "lookup"
+        changes: defaultdict[tuple[date, int, str], Counter[str]] = defaultdict(Counter)
+        uncounted: defaultdict[date, tuple[int, ...]] = defaultdict(lambda: (0,) * len(REASONS))
+        ids: list[int] = []
+        for kind, day, action_type_id, marketplace, count, found in self._run(
+            facts.compare(tasks, spec.reasons), parameters
+        ):
+            if kind == "others":
+                ids = found or []
+            elif kind == "late":
+                changes[day, action_type_id, marketplace]["late"] += count
+            else:
+                self._result.uncounted[kind, marketplace, action_type_id] += count
+                uncounted[day] = tuple(
+                    number + count * (kind == reason) for reason, number in zip(REASONS, uncounted[day], strict=True)
+                )
+        if ids:
+            ends = [end for (end,) in self._run(facts.ENDS, {"ids": ids})]
+            around = parameters | spec.days.of(window, ends) | {"ids": ids}
+            tasks = "lookup" if self._has_tasks else "none"
+            names = ("corrected", "removed", "moved_in", "moved_out", "forgotten", "is_forgetful")
+            for day, action_type_id, marketplace, *numbers in self._run(facts.change(tasks, spec.reasons), around):
+                changes[day, action_type_id, marketplace].update(dict(zip(names, map(int, numbers), strict=True)))
+        return dict(changes), uncounted
+
+    def _outside(
+        self, days: Collection[date], changes: Mapping[tuple[date, int, str], Counter[str]]
+    ) -> dict[date, Day]:
+        """Of the days that nobody asked for, but whose facts changed, those that are aggregated again.
+
+        A day that nobody has computed waits. One whose numbers its facts do not account for is left alone, and judged
+        when somebody asks for it.
+        """
+        if not days:
+            return {}
+        known: dict[date, Day] = {}
+        span = {"first_date": min(days), "last_date": max(days), "time_zone": self._spec.window.time_zone}
+        for row in self._run(stats.STORED, span):
+            if row[0] in days and row[2] is not None:
+                uncounted = tuple(number or 0 for number in row[5:8])
+                known[row[0]] = Day(row[2], row[3], row[4], uncounted, row[8], row[11] or 0, ())
+        accounted = self._accounted(known, changes)
+        if left := sorted(known.keys() - accounted):
+            self._run(stats.SPOIL, {"days": left})
+        return {day: known[day] for day in accounted}
+
+    def _accounted(self, known: Mapping[date, Day], changes: Mapping[tuple[date, int, str], Counter[str]]) -> set[date]:
+        """Of these days, those whose stored numbers are what their facts counted, before anything of this run: nobody
+        has pruned them, and they were computed from facts."""
+        computed = [day for day, it in known.items() if it.entry == "computed" and (it.definition or 0) > 1]
+        if not computed:
+            return set()
+        counts = dict(self._run(facts.COUNTS, {"days": computed}))
+        for (day, _, _), change in changes.items():
+            if day in known:
+                came = change["late"] + change["moved_in"]
+                went = change["moved_out"] + change["forgotten"] + change["removed"]
+                counts[day] = counts.get(day, 0) - came + went
+        return {day for day in computed if counts.get(day, 0) == known[day].job_count}
+
+    def _held_back(
+        self, window: Window, days: Collection[date], changes: Mapping[tuple[date, int, str], Counter[str]]
+    ) -> set[date]:
+        """Of these days, those that keep their stored rows."""
+        stored = {day: self._known[day] for day in days if day in self._known and self._known[day].row_count}
+        doubtful = sorted(stored.keys() - self._accounted(stored, changes)) if stored else []
+        if not doubtful or self._spec.allow_shrink:
+            return set()
+        return {row[0] for row in self._run(stats.HELD_BACK, window.parameters | {"days": doubtful})}
+
+    def _write(self, days: Collection[date], changes: Mapping[tuple[date, int, str], Counter[str]]) -> None:
+        """Writes the stats of these days where they are not what their facts say."""
+        if not days:
+            return
+        parameters: dict[str, Any] = {"days": sorted(days)}
+        statement = stats.INSERT
+        if not all(map(self._is_new, days)):
+            statement = stats.UPDATE
+            told = [
+                {"date": day.isoformat(), "action_type_id": action_type_id, "marketplace": marketplace, **change}
+                | {"is_forgetful": bool(change["is_forgetful"])}
+                for (day, action_type_id, marketplace), change in changes.items()
+            ]
+            parameters |= {
+                "changes": json.dumps(told),
+                "run_id": self._spec.run_id,
+                "definition": DEFINITION,
+            }
+        for day, inserted, updated, deleted, journal in self._run(statement, parameters):
+            if day is None:
+                self._result.change_count += inserted
+                self._result.changes += journal or []
+            else:
+                self._result.written[day] = (inserted, updated, deleted)
+
+    def _is_new(self, day: date) -> bool:
+        """Whether nothing is stored of a day that was asked for."""
+        candidates = self._spec.catch_up or self._spec.window
+        return day in candidates.dates and (day not in self._known or not self._known[day].row_count)
+
+    def _enter(self, entered: Mapping[date, tuple[str, int]], uncounted: Mapping[date, Sequence[int]]) -> None:
+        """Enters these days into the ledger; raises ProofError if what is stored is not what was counted."""
+        if not entered:
+            return
+        days = sorted(entered)
+        parameters = {
+            "days": days,
+            "outcomes": [entered[day][0] for day in days],
+            "definitions": [entered[day][1] for day in days],
+            "time_zone": self._spec.window.time_zone,
+            "run_id": self._spec.run_id,
+        } | {reason: [uncounted[day][place] for day in days] for place, reason in enumerate(REASONS)}
+        for day, *pairs in self._run(stats.ENTER, parameters):
+            for name, stored, counted in zip(COUNTS, pairs[::2], pairs[1::2], strict=True):
+                if stored != counted:
+                    raise ProofError(
+                        f"{MarketplaceJobStats.__tablename__} holds {name} = {stored} for {day}, but {counted} were "
+                        "counted: look for a trigger or rule on the table"
+                    )
+        for day in days:
+            self._result.written.setdefault(day, (0, 0, 0))
+
+    def _run(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Any]:
+        return statement.run(self._connection, self._schema, parameters)
