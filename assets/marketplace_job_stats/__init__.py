@@ -17,4 +17,5 @@ The flow, in order, for a range of days:
 """
 
 DEFINITION = 2
-"""The definition of the numbers, as the ledger keeps it: raised when a number's meaning, or the columns, change."""
+"""What the numbers mean, as the ledger keeps it: raised with every change of a meaning, and with every column that is
+new. Definition 1 had no facts."""

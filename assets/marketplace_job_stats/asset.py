@@ -17,7 +17,7 @@ from assets.marketplace_job_stats.checks import check_results, check_specs
 from assets.marketplace_job_stats.report import RunReport, explain, first_reasons
 from assets.marketplace_job_stats.transaction import ComputeSpec, TenantResult, write_tenant
 from assets.sources import column_schema, source_keys
-from models.stats import MarketplaceJobStats, MarketplaceJobStatsDay
+from models.stats import MarketplaceJobStats
 from pipelines.action_types import action_types
 from pipelines.database import make_durable, server_and_database
 from pipelines.failure import RunFailure
@@ -58,12 +58,6 @@ was last seen. To have the numbers of what the source still holds, run the days 
 *When it is red*, every tenant is computed but those that the error names. Fix what it says, and materialize the days
 again. With `only_missing: true`, a run computes only days that were never computed for a tenant, or by an older
 definition of the numbers.
-"""
-
-LEDGER_DESCRIPTION = """
-The ledger in each tenant's schema: which days are computed for that tenant, from how many jobs and tasks, in which time
-zone, by which definition, and which were held back. Written in the same transaction as the stats, so it is the single
-truth about what is there.
 """
 
 
@@ -152,21 +146,6 @@ def build_marketplace_job_stats(
             raise RunFailure(report.failure(), metadata=report.run_metadata())
 
     return marketplace_job_stats
-
-
-def build_ledger(key_prefix: tuple[str, ...] = ()) -> dg.AssetSpec:
-    """The ledger, as an asset that nothing materializes by itself: it is written with the stats."""
-    table = MarketplaceJobStatsDay.__table__
-    return dg.AssetSpec(
-        dg.AssetKey([*key_prefix, table.name]),
-        deps=[dg.AssetKey([*key_prefix, MarketplaceJobStats.__tablename__])],
-        description=LEDGER_DESCRIPTION,
-        group_name="marketplace_stats",
-        kinds={"postgres"},
-        owners=["team:data"],
-        tags={"scope": "tenant"},
-        metadata={"dagster/table_name": table.name, "dagster/column_schema": column_schema(table)},
-    )
 
 
 def _spec(

@@ -12,15 +12,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from assets.marketplace_job_stats import facts, stats
+from assets.marketplace_job_stats import DEFINITION, facts, stats
 from assets.marketplace_job_stats.statement import Statement
 from assets.marketplace_job_stats.stats import COUNTS
 from models.stats import MarketplaceJobStats
 from pipelines.partitions import Days, Window
 from pipelines.tenants import quoted
-
-DEFINITION = 2
-"""What the numbers mean: raised with every change of it, and with every column that is new. 1 had no facts."""
 
 LONG_DAYS = 31
 """From so many days on, all tasks are read at once; for fewer, those of each job are looked up."""

@@ -108,7 +108,7 @@ class World:
             # So that a run is long enough to be hit in the middle.
             connection.execute("""
                 CREATE FUNCTION public.slowly() RETURNS trigger LANGUAGE plpgsql AS
-                $$ BEGIN PERFORM pg_sleep(0.03); RETURN NULL; END $$;
+                $$ BEGIN PERFORM pg_sleep(0.05); RETURN NULL; END $$;
                 CREATE FUNCTION public.pause() RETURNS trigger LANGUAGE plpgsql AS
                 $$ BEGIN PERFORM pg_advisory_lock(1); PERFORM pg_advisory_unlock(1); RETURN NULL; END $$""")
             for schema in TENANTS:

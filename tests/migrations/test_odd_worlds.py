@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from migrations import tenant
 from migrations.first import UNIQUE
+from migrations.plan import Plan
 from migrations.shape import ARCHIVE, LEDGER, NEW, OLD
 from tests import application
 from tests.conftest import RUN_ROLE
@@ -84,7 +85,7 @@ def test_what_changes_while_the_lock_is_waited_for_is_seen(
     apply = tenant._apply
     changes = iter([change])
 
-    def changed_before(connection: sa.Connection, schema: str, *arguments: Any) -> str:
+    def changed_before(connection: sa.Connection, schema: str, *arguments: Any) -> Plan:
         if schema == S and (sql := next(changes, None)):
             old_connection.execute(sql.encode())
         return apply(connection, schema, *arguments)
