@@ -4,6 +4,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import date, datetime, timedelta, tzinfo
 from fractions import Fraction
 from typing import Any
@@ -38,10 +39,12 @@ from tests.reference import (
     TASK_NUMBERS,
     Day,
     exact_percentile,
+    first_facts,
     frame,
     reference_durations,
     reference_rows,
     reference_waits,
+    source_of,
 )
 
 pytestmark = pytest.mark.usefixtures("url")
@@ -83,13 +86,13 @@ def fill(connection: psycopg.Connection[Any], seed: int) -> dict[str, tuple[pd.D
                 job(
                     id=number,
                     marketplace=chance.choice(("vinted", "vinted", "ebay", "etsy", "depop")),
-                    action_type_id=chance.choice((1, 1, 2, 4, 7, 77, 78)),
-                    status=chance.choice(("completed", "completed", "failed", "cancelled")),
+                    action_type_id=chance.choice((1, 1, 1, 2, 4, 7, 77, 78)),
+                    status=chance.choice(("completed", "failed", "failed", "cancelled")),
                     retry_count=chance.randrange(3),
-                    error_message=None if number % 7 == 0 else f"HTTP {500 + chance.randrange(9)}",
-                    created_at=start - timedelta(milliseconds=chance.randrange(90_000)),
+                    error_message=chance.choice((None, *(f"HTTP {500 + number}" for number in range(8)))),
                     started_at=None if number % 9 == 0 else start,
                     completed_at=end,
+                    created_at=start - timedelta(milliseconds=chance.randrange(chance.choice((2, 90_000)))),
                 )
             )
             status = chance.choice(("success", "failed", "timeout"))
@@ -136,9 +139,9 @@ def test_every_number_equals_the_reference(connection: psycopg.Connection[Any]) 
             durations[key_of(duration)].append(duration["duration_ms"])
         for wait in reference_waits(jobs, days).to_dict("records"):
             waits[key_of(wait)].append(wait["wait_ms"])
-        for of_job in jobs[(jobs["status"] == "failed") & jobs["error_message"].notna()].to_dict("records"):
-            day = next(day.date for day in days if day.start <= of_job["completed_at"] < day.end)
-            reasons[key_of({**of_job, "date": day})][of_job["error_message"]][tenant] += 1
+        for fact in first_facts(source_of(jobs, tasks), days):
+            if fact.failure_reason:
+                reasons[key_of(asdict(fact))][fact.failure_reason][tenant] += 1
     older = set_definitions(connection, [day.date for day in days])
     result = summarize()
     assert result.success
