@@ -109,8 +109,8 @@ def _of_tenant(
 ) -> list[dict[str, Any]]:
     with connection.begin():
         [tenant] = choose_tenants(connection, [schema])
-    if reason := tenant.skipped or tenant.failed:
-        raise UsageError(f"{schema} has no stats: {reason}.")
+    if tenant.unreadable:
+        raise UsageError(f"{schema} has no stats: {tenant.unreadable}.")
     types = {row.id: row for row in action_types(connection)}
     names = [name for name in COLUMNS if name in _stats.c]
     with on_tenant(connection, schema).begin():

@@ -37,6 +37,8 @@ _TARGETS = {
     model.__tablename__: model.__table__
     for model in (MarketplaceJobStats, MarketplaceJobStatsDay, MarketplaceJobFact, MarketplaceJobStatsChange)
 }
+_READ = (MarketplaceJobStats.__tablename__, MarketplaceJobStatsDay.__tablename__)
+"""What readers need; the facts say only why jobs failed."""
 _KEYS = {name: tuple(key.name for key in table.primary_key) for name, table in _TARGETS.items()}
 _KEYS[MarketplaceJobStats.__tablename__] = KEY  # By which its rows are found; the primary key says nothing.
 
@@ -56,13 +58,15 @@ class Tenant:
     """A tenant's schema, and the reason why it cannot be computed, if there is one.
 
     `skipped`: there is nothing to compute from. `failed`: there is, but the target is not usable; says the remedy.
-    `has_tasks`: there is a table of tasks; without it their numbers are unknown.
+    `has_tasks`: there is a table of tasks; without it their numbers are unknown. `unreadable`: why what is stored
+    cannot be read, whatever has become of the source; says the remedy, too.
     """
 
     schema: str
     skipped: str | None = None
     failed: str | None = None
     has_tasks: bool = True
+    unreadable: str | None = None
 
 
 # One row per tenant and table that matters here, with its columns, and whether it has the unique key that rows are
@@ -126,15 +130,24 @@ def choose_tenants(connection: sa.Connection, names: Sequence[str] = ()) -> list
 
 def _judge(schema: str, relations: dict[str, sa.Row[Any]]) -> Tenant:
     """The state of a tenant from its relations by name."""
+    remedy = f"run `alembic -x tenant={schema} upgrade head`"
+    faults = {
+        name: f"{name} {fault}: {remedy}"
+        for name, target in _TARGETS.items()
+        if (fault := _fault(target, relations.get(name)))
+    }
+    unreadable = next((faults[name] for name in _READ if name in faults), None)
     if _JOBS not in relations:
         reason = f"still has {_OLD_JOBS}, its name before the rename" if _OLD_JOBS in relations else "is missing"
-        return Tenant(schema, skipped=f"{_JOBS} {reason}")
-    remedy = f"run `alembic -x tenant={schema} upgrade head`"
-    for name, target in _TARGETS.items():
-        if name not in relations:
-            return Tenant(schema, failed=f"{name} is missing: {remedy}")
-        if missing := sorted({column.name for column in target.columns} - set(relations[name].columns)):
-            return Tenant(schema, failed=f"{name} lacks the columns {', '.join(missing)}: {remedy}")
-        if not relations[name].has_key:
-            return Tenant(schema, failed=f"{name} has no unique key on {', '.join(_KEYS[name])}: {remedy}")
-    return Tenant(schema, has_tasks=_TASKS in relations)
+        return Tenant(schema, skipped=f"{_JOBS} {reason}", unreadable=unreadable)
+    failed = next(iter(faults.values()), None)
+    return Tenant(schema, failed=failed, has_tasks=_TASKS in relations, unreadable=unreadable)
+
+
+def _fault(target: sa.Table, found: sa.Row[Any] | None) -> str | None:
+    """What is wrong with a table of ours, if anything is."""
+    if found is None:
+        return "is missing"
+    if missing := sorted({column.name for column in target.columns} - set(found.columns)):
+        return f"lacks the columns {', '.join(missing)}"
+    return None if found.has_key else f"has no unique key on {', '.join(_KEYS[target.name])}"

@@ -130,15 +130,17 @@ def _add_up(
     from assets.marketplace_daily_summary.aggregate import add_up, batch_query, reasons_query, top_reasons
 
     with connection.begin():
-        tenants = choose_tenants(connection)
+        found = choose_tenants(connection)
+    # What is stored counts, whatever has become of the source; but where there never was one, nothing is missing.
+    tenants = [tenant for tenant in found if not (tenant.skipped and tenant.unreadable)]
     types = action_types(connection)
     parameters = window.parameters | {
         "action_type_ids": [row.id for row in types],
         "action_codes": [row.code for row in types],
         "action_names": [row.name for row in types],
     }
-    failed = {tenant.schema: str(tenant.failed) for tenant in tenants if tenant.failed}
-    schemas = [tenant.schema for tenant in tenants if not tenant.failed and not tenant.skipped]
+    failed = {tenant.schema: tenant.unreadable for tenant in tenants if tenant.unreadable}
+    schemas = [tenant.schema for tenant in tenants if not tenant.unreadable]
     context.log.info(f"Adding up {window}, of {len(schemas)} tenants of {server_and_database(connection)}")
     without_reasons: dict[str, str] = {}
 
@@ -172,7 +174,7 @@ def _add_up(
     for rows in read(schemas, batch_query, failed):
         parts.extend(rows)
         older.update({row["date"]: row["tenants_older_on_date"] or 0 for row in rows})
-    if failed and len(failed) == sum(not tenant.skipped for tenant in tenants):
+    if failed and len(failed) == len(tenants):
         # Nothing is known, so nothing is written: else what is there would go.
         raise UsageError(f"No tenant could be read in {server_and_database(connection)}. {first_reasons(failed)}.")
     # In statements of their own, so that a tenant whose facts cannot be read keeps its numbers.

@@ -8,21 +8,30 @@ from fractions import Fraction
 from itertools import combinations
 from typing import Any
 
+import dagster as dg
 import pandas as pd
 import psycopg
 import pytest
 import sqlalchemy as sa
-from assets.marketplace_job_stats.upsert import Order, write_tenant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets.sketch import DURATION, MEASURES, WAIT, key_of, middle_of, percentile
+from assets.marketplace_job_stats.transaction import ComputeSpec, write_tenant
+from assets.sketch import MEASURES, key_of, middle_of, percentile
 from pipelines.database import create_engine
-from tests import strategies
+from pipelines.partitions import Days, Window
+from tests import application, strategies
 from tests.conftest import create_database, run_url
 from tests.integration.common import NOON
-from tests.integration.test_numbers import FAR_AWAY, fill, window
-from tests.reference import JOB_COLUMNS, KEY, Day, exact_percentile, frame, reference_durations
+from tests.reference import (
+    JOB_COLUMNS,
+    KEY,
+    Day,
+    exact_percentile,
+    frame,
+    reference_durations,
+    reference_waits,
+)
 
 TENANTS = ("user_2", "user_10")
 Q = {
@@ -45,28 +54,39 @@ def shop(server: str, migrated_template: str) -> Iterator[Shop]:
     engine.dispose()
 
 
-def compute(shop: Shop, zone: str, days: Sequence[Day], jobs: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
-    """Runs the tenants over these jobs; the exact durations, with their tenant. Each job waited as long as it ran."""
-    found = []
+TABLES = ("jobs", "job_facts", "job_stats", "job_stats_days", "job_stats_changes")
+Times = dict[str, pd.DataFrame]
+"""For each measure, the exact value of each job that has one: tenant, KEY, and `ms`."""
+
+
+def compute(shop: Shop, zone: str, days: Sequence[Day], jobs: dict[str, list[dict[str, Any]]]) -> Times:
+    """Runs the tenants over these jobs, and nothing else."""
+    spec = ComputeSpec(
+        Window(tuple(day.date for day in days), tuple(day.start for day in days), days[-1].end, zone),
+        "test",
+        Days(dg.DailyPartitionsDefinition("2020-01-01", timezone=zone)),
+    )
+    found: dict[str, list[pd.DataFrame]] = {measure.name: [] for measure in MEASURES}
     for tenant, rows in jobs.items():
-        fill(shop[0], tenant, rows, [], [])
+        with shop[0].transaction():
+            for table in TABLES:
+                shop[0].execute(f"DELETE FROM {tenant}.marketplace_{table}".encode())
+            application.insert(shop[0], tenant, "marketplace_jobs", rows)
         with shop[1].connect() as connection:
-            write_tenant(connection, tenant, Order(window(zone, days), "test"))
-        pairs = zip(WAIT.sketch, DURATION.sketch, strict=True)
-        copied = ", ".join(f"{wait} = {duration}" for wait, duration in pairs)
-        shop[0].execute(f"UPDATE {tenant}.marketplace_job_stats SET {copied}".encode())
-        found.append(reference_durations(frame(rows, JOB_COLUMNS), days).assign(tenant=tenant))
-    return pd.concat(found)
+            write_tenant(connection, tenant, spec, has_tasks=True)
+        for name, reference in (("duration", reference_durations), ("wait", reference_waits)):
+            of_tenant = reference(frame(rows, JOB_COLUMNS), days).assign(tenant=tenant)
+            found[name].append(of_tenant.rename(columns={f"{name}_ms": "ms"}))
+    return {name: pd.concat(frames) for name, frames in found.items()}
 
 
 def all_rows() -> sa.Subquery:
     """The stored rows of both tenants, as a query would take them together."""
-    names = (*KEY, "duration_count", *DURATION.sketch, *DURATION.percentiles, *WAIT.sketch)
+    names = [name for measure in MEASURES for name in (measure.count, *measure.sketch, *measure.percentiles)]
     parts = []
     for tenant in TENANTS:
-        table = sa.table("marketplace_job_stats", *map(sa.column, names), schema=tenant)
-        is_ours = table.c.date > sa.literal(FAR_AWAY)
-        parts.append(sa.select(sa.literal(tenant).label("tenant"), *table.columns).where(is_ours))
+        table = sa.table("marketplace_job_stats", *map(sa.column, (*KEY, *names)), schema=tenant)
+        parts.append(sa.select(sa.literal(tenant).label("tenant"), *table.columns))
     return sa.union_all(*parts).subquery("stored")
 
 
@@ -80,27 +100,32 @@ def agree(found: float | None, exact: Sequence[int], name: str) -> bool:
     return found is not None and math.isclose(found, exact_percentile(exact, Q[name]), rel_tol=0.01 + 1e-9)
 
 
-def check_rows(engine: sa.Engine, durations: pd.DataFrame) -> None:
-    """Each stored row has its own percentiles and sketch; null where there is no duration."""
-    exact = {key: list(group["duration_ms"]) for key, group in durations.groupby(["tenant", *KEY])}
-    for row in read(engine, sa.select(all_rows())):
-        values = exact.pop((row["tenant"], *(row[name] for name in KEY)), None)
-        if values is None:
-            assert [row[name] for name in (*DURATION.sketch, *DURATION.percentiles)] == [None] * 6
-            continue
-        assert row["duration_sketch_version"] == 1
-        assert sum(row["duration_sketch_counts"]) == row["duration_count"] == len(values)
-        assert row["duration_sketch_keys"] == sorted(set(row["duration_sketch_keys"]))
-        assert all(agree(row[name], values, name) for name in DURATION.percentiles), (row, values)
-    assert exact == {}
-
-
-def check_merged(engine: sa.Engine, durations: pd.DataFrame, by: Sequence[str]) -> None:
-    """The percentiles of groups of rows are those of all their durations, merged in SQL and in pandas."""
-    stored = pd.DataFrame(read(engine, sa.select(all_rows())))
-    groups = list(durations.groupby(list(by))) if by else [((), durations)]
-    exact = {key: list(group["duration_ms"]) for key, group in groups}
+def check_rows(engine: sa.Engine, times: Times) -> None:
+    """Each stored row has its own percentiles and sketches; null where there is no value."""
+    stored = read(engine, sa.select(all_rows()))
     for measure in MEASURES:
+        exact = {key: list(group["ms"]) for key, group in times[measure.name].groupby(["tenant", *KEY])}
+        for row in stored:
+            values = exact.pop((row["tenant"], *(row[name] for name in KEY)), None)
+            if values is None:
+                assert {row[name] for name in (*measure.sketch, *measure.percentiles)} == {None}
+                continue
+            assert row[measure.version] == 1
+            assert sum(row[measure.counts]) == row[measure.count] == len(values)
+            assert row[measure.keys] == sorted(set(row[measure.keys]))
+            assert all(agree(row[name], values, name) for name in measure.percentiles), (row, values)
+        assert exact == {}
+
+
+def check_merged(engine: sa.Engine, times: Times, by: Sequence[str]) -> None:
+    """The percentiles of groups of rows are those of all their jobs, merged in SQL and in pandas."""
+    stored = pd.DataFrame(read(engine, sa.select(all_rows())))
+    for measure in MEASURES:
+        of_jobs = times[measure.name]
+        if of_jobs.empty:
+            continue
+        groups = list(of_jobs.groupby(list(by))) if by else [((), of_jobs)]
+        exact = {key: list(group["ms"]) for key, group in groups}
         merged = read(engine, measure.merged(all_rows(), by))
         assert len(merged) == len(exact)
         for row in merged:
@@ -120,37 +145,39 @@ def check_merged(engine: sa.Engine, durations: pd.DataFrame, by: Sequence[str]) 
 def test_edges(shop: Shop, data: st.DataObject) -> None:
     """On jobs at the edges of the definitions, each row and the whole are within 1 %."""
     zone, days = data.draw(strategies.windows())
-    durations = compute(shop, zone, days, {tenant: data.draw(strategies.jobs(days)) for tenant in TENANTS})
-    check_rows(shop[1], durations)
-    if len(durations):
-        check_merged(shop[1], durations, [])
+    times = compute(shop, zone, days, {tenant: data.draw(strategies.jobs(days)) for tenant in TENANTS})
+    check_rows(shop[1], times)
+    check_merged(shop[1], times, [])
 
 
 def test_any_set_of_rows(shop: Shop) -> None:
-    """On a few thousand durations of every size, each way to put rows together is within 1 %, in SQL and in pandas."""
+    """On a few thousand times of every size, each way to put rows together is within 1 %, in SQL and in pandas."""
     random.seed(1)
     days = [strategies.day_of("UTC", NOON.date() + timedelta(shift)) for shift in range(3)]
 
     def job(number: int) -> dict[str, Any]:
         longest = random.choice((3, 60, 1_000, 60_000, 2**31 - 1))
         end = random.choice(days).start + timedelta(seconds=random.randrange(86_400))
+        start = end - timedelta(milliseconds=random.randrange(longest))
         return {
             "id": number,
             "marketplace": random.choice(("vinted", "ebay", "etsy")),
             "action_type_id": random.choice((1, 1, 2, 3)),
             "status": random.choice(("completed", "failed", "cancelled")),
             "retry_count": 0,
-            "started_at": end - timedelta(milliseconds=random.randrange(longest)),
+            "error_message": None,
+            "created_at": start - timedelta(milliseconds=random.randrange(random.choice((3, 60, 60_000, 2**31 - 1)))),
+            "started_at": start,
             "completed_at": end,
         }
 
-    durations = compute(shop, "UTC", days, {tenant: [job(n) for n in range(2_000)] for tenant in TENANTS})
-    check_rows(shop[1], durations)
+    times = compute(shop, "UTC", days, {tenant: [job(n) for n in range(2_000)] for tenant in TENANTS})
+    check_rows(shop[1], times)
     columns = ("tenant", "action_type_id", "marketplace", "date")
     sets = [by for size in range(5) for by in combinations(columns, size)]
     assert len(sets) == 16
     for by in sets:
-        check_merged(shop[1], durations, by)
+        check_merged(shop[1], times, by)
 
 
 def test_every_duration_is_within_one_percent_of_its_bucket(engine: sa.Engine) -> None:
@@ -169,12 +196,11 @@ def test_sketches_of_different_versions_refuse_to_merge(shop: Shop) -> None:
     connection, engine = shop
     days = [strategies.day_of("UTC", NOON.date())]
     job = {"marketplace": "vinted", "action_type_id": 1, "status": "completed", "completed_at": NOON}
-    jobs = [{**job, "id": 1, "retry_count": 0, "started_at": NOON - timedelta(seconds=2)}]
+    times = {"created_at": NOON - timedelta(seconds=3), "started_at": NOON - timedelta(seconds=2)}
+    jobs = [{**job, **times, "id": 1, "retry_count": 0, "error_message": None}]
     compute(shop, "UTC", days, dict.fromkeys(TENANTS, jobs))
     for measure in MEASURES:
-        connection.execute(
-            f"UPDATE user_10.marketplace_job_stats SET {measure.version} = 2 WHERE date > '2002-01-01'".encode()
-        )
+        connection.execute(f"UPDATE user_10.marketplace_job_stats SET {measure.version} = 2".encode())
         with pytest.raises(sa.exc.DataError, match="sketches do not merge: version 2"):
             read(engine, measure.merged(all_rows(), []))
         with pytest.raises(ValueError, match=r"sketches of version 1 and \[2\] do not merge"):

@@ -169,8 +169,7 @@ def test_every_number_equals_the_reference(
     connection: psycopg.Connection[Any], days: list[Day], tmp_path: Path
 ) -> None:
     """The page's tables: both weeks by marketplace and action, each day, and the failed jobs; and Dagit's numbers."""
-    sources = list(fill(connection, days))
-    expected = Expected(sources, days)
+    expected = Expected(list(fill(connection, days)), days)
     dates = [day.date for day in days[:-1]]  # Today is not closed, so it is in none of the numbers.
     assert run_job("marketplace_job_stats_job", tmp_path, dates).success
     assert run_job("marketplace_daily_summary_job", tmp_path, dates).success

@@ -1,6 +1,7 @@
 """The cross-tenant summary: every number equals an independent computation from the source rows."""
 
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -260,14 +261,15 @@ def test_a_reason_that_is_rare_in_each_batch_may_be_the_first_of_all(
     only those of failed jobs of the row's own day count.
     """
     monkeypatch.setattr(asset, "BATCH", 1)
-    for number, tenant in enumerate(TENANTS):
+    for tenant in TENANTS:
         application.insert(connection, tenant, "marketplace_jobs", [job(id=1, status="failed")])
+    materialize()
+    for number, tenant in enumerate(TENANTS):
         numbers = {f"only here, {tenant}: {letter}": 3 for letter in "ABCDE"} | {"everywhere": 2}
         facts(connection, tenant, numbers, first_id=100)
         facts(connection, tenant, {"another day": 9}, 200, date=NOON.date() + timedelta(days=1 + number))
         facts(connection, tenant, {"not failed": 9}, 300, status="cancelled")
         facts(connection, tenant, {None: 9}, 400)
-    materialize()
     assert summarize(DAY, DAY).success
     [row] = rows(connection).values()
     others = [{"reason": f"only here, user_10: {letter}", "jobs": 3, "tenants": 1} for letter in "ABCD"]
@@ -281,13 +283,28 @@ def test_a_tenant_whose_facts_cannot_be_read_keeps_its_numbers(connection: psyco
     materialize()
     for tenant in TENANTS:
         facts(connection, tenant, {"HTTP 429": 1}, first_id=100)
-    connection.execute("REVOKE SELECT ON user_10.marketplace_job_facts FROM stats")
+    connection.execute("""
+        DROP TABLE user_1.marketplace_job_facts;
+        REVOKE SELECT ON user_10.marketplace_job_facts FROM stats""")
     result = summarize(DAY, DAY)
-    assert failure(result).startswith("1 tenants are not in its failure reasons. user_10: permission denied for table")
+    assert failure(result).startswith("2 tenants are not in its failure reasons. user_")
+    assert re.search("user_1: relation .*marketplace_job_facts.* does not exist", failure(result))
+    assert "user_10: permission denied for table marketplace_job_facts" in failure(result)
     [row] = rows(connection).values()
     assert (row["failure_count"], row["tenants_active"]) == (3, 3)
-    assert row["top_reasons"] == [{"reason": "HTTP 429", "jobs": 2, "tenants": 2}]
-    assert metadata(result)[DAY]["run_tenants_without_reasons"] == 1
+    assert row["top_reasons"] == [{"reason": "HTTP 429", "jobs": 1, "tenants": 1}]
+    assert metadata(result)[DAY]["run_tenants_without_reasons"] == 2
+
+
+def test_a_tenant_whose_jobs_are_gone_keeps_its_numbers(connection: psycopg.Connection[Any]) -> None:
+    """What is stored is added up, whatever has become of the source; a schema that never had anything is no failure."""
+    for tenant in TENANTS:
+        application.insert(connection, tenant, "marketplace_jobs", [job(id=1)])
+    materialize()
+    connection.execute("DROP TABLE user_1.marketplace_jobs; CREATE SCHEMA user_3")
+    assert summarize(DAY, DAY).success
+    [row] = rows(connection).values()
+    assert (row["total_jobs"], row["tenants_active"]) == (3, 3)
 
 
 def test_the_facts_of_a_day_are_found_by_their_index(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
