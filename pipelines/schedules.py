@@ -21,7 +21,7 @@ Sundays at 02:30 in {time_zone}: the last {sweep_days} closed days again, for wh
 nightly runs look back. `run_days_changed` and `run_tenants_changed` say how many came out different,
 `run_jobs_without_day` how many jobs ended at no known time.
 
-`run_settled_rows_changed` and `run_changes` come from the journals: what was known already, and has changed since.
+When days have changed, `run_changes` has the largest of them from the journals, with both numbers and the cause.
 """
 _CHECK = """
 At 06:00 in {time_zone}: is yesterday in the ledger of every tenant? It warns also if no run has been started at all.

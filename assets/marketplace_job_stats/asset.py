@@ -16,8 +16,9 @@ from assets.lineage import column_lineage
 from assets.marketplace_job_stats.checks import check_results, check_specs
 from assets.marketplace_job_stats.report import RunReport, explain, first_reasons
 from assets.marketplace_job_stats.transaction import ComputeSpec, TenantResult, write_tenant
-from assets.sources import column_schema, source_keys
-from models.stats import MarketplaceJobStats
+from assets.sources import column_schema
+from assets.tenant_tables import table_key
+from models.stats import MarketplaceJobFact, MarketplaceJobStats
 from pipelines.action_types import action_types
 from pipelines.database import make_durable, server_and_database
 from pipelines.failure import RunFailure
@@ -91,7 +92,7 @@ def build_marketplace_job_stats(
         specs=[
             dg.AssetSpec(
                 key,
-                deps=source_keys(key_prefix),
+                deps=[table_key(MarketplaceJobFact, key_prefix)],
                 # A run of some tenants only observes, and one with failed tenants has said all when it fails.
                 skippable=True,
                 description=DESCRIPTION,
