@@ -4,7 +4,6 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from fractions import Fraction
 from itertools import combinations
 from typing import Any
 
@@ -15,17 +14,31 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets.marketplace_job_stats.upsert import Order, write_tenant
 from pipelines import sketch
 from pipelines.database import create_engine
 from tests import strategies
 from tests.conftest import create_database, run_url
 from tests.integration.common import NOON
 from tests.integration.test_numbers import FAR_AWAY, fill, window
-from tests.reference import JOB_COLUMNS, KEY, Day, exact_percentile, frame, reference_durations
+from tests.integration.test_numbers import compute as compute_tenant
+from tests.reference import (
+    JOB_COLUMNS,
+    KEY,
+    PERCENTILES,
+    Day,
+    exact_percentile,
+    frame,
+    reference_durations,
+    reference_waits,
+)
 
 TENANTS = ("user_2", "user_10")
-Q = {"p50_duration_ms": Fraction(1, 2), "p95_duration_ms": Fraction(95, 100)}
+STORED = {
+    "duration_ms": ("p50_duration_ms", "p95_duration_ms", "p99_duration_ms"),
+    "wait_ms": ("p50_wait_ms", "p95_wait_ms"),
+}
+"""The percentiles of a row, by what they are of."""
+WAIT_COLUMNS = tuple(name.replace("duration", "wait") for name in sketch.COLUMNS)
 Shop = tuple[psycopg.Connection[Any], sa.Engine]
 
 
@@ -39,20 +52,23 @@ def shop(server: str, migrated_template: str) -> Iterator[Shop]:
     engine.dispose()
 
 
-def compute(shop: Shop, zone: str, days: Sequence[Day], jobs: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
-    """Runs the tenants over these jobs; the exact durations, with their tenant."""
-    found = []
+def compute(
+    shop: Shop, zone: str, days: Sequence[Day], jobs: dict[str, list[dict[str, Any]]]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Runs the tenants over these jobs; the exact durations and waits, with their tenant."""
+    durations, waits = [], []
     for tenant, rows in jobs.items():
         fill(shop[0], tenant, rows, [], [])
-        with shop[1].connect() as connection:
-            write_tenant(connection, tenant, Order(window(zone, days), "test"))
-        found.append(reference_durations(frame(rows, JOB_COLUMNS), days).assign(tenant=tenant))
-    return pd.concat(found)
+        compute_tenant(shop[1], tenant, window(zone, days))
+        durations.append(reference_durations(frame(rows, JOB_COLUMNS), days).assign(tenant=tenant))
+        waits.append(reference_waits(frame(rows, JOB_COLUMNS), days).assign(tenant=tenant))
+    return pd.concat(durations), pd.concat(waits)
 
 
 def all_rows() -> sa.Subquery:
     """The stored rows of both tenants, as a query would take them together."""
-    names = (*KEY, "duration_count", *sketch.COLUMNS, *sketch.PERCENTILES)
+    percentiles = [name for names in STORED.values() for name in names]
+    names = (*KEY, "duration_count", "wait_count", *sketch.COLUMNS, *WAIT_COLUMNS, *percentiles)
     parts = []
     for tenant in TENANTS:
         table = sa.table("marketplace_job_stats", *map(sa.column, names), schema=tenant)
@@ -68,21 +84,26 @@ def read(engine: sa.Engine, query: sa.Select[Any]) -> list[dict[str, Any]]:
 
 def agree(found: float | None, exact: Sequence[int], name: str) -> bool:
     """Whether a percentile is within 1 % of the exact one."""
-    return found is not None and math.isclose(found, exact_percentile(exact, Q[name]), rel_tol=0.01 + 1e-9)
+    return found is not None and math.isclose(
+        found, exact_percentile(exact, PERCENTILES[name[:3]]), rel_tol=0.01 + 1e-9
+    )
 
 
-def check_rows(engine: sa.Engine, durations: pd.DataFrame) -> None:
-    """Each stored row has its own percentiles and sketch; null where there is no duration."""
-    exact = {key: list(group["duration_ms"]) for key, group in durations.groupby(["tenant", *KEY])}
+def check_rows(engine: sa.Engine, values: pd.DataFrame, what: str) -> None:
+    """Each stored row has its own percentiles and sketch of durations or waits; null where there are none."""
+    count_name = what.replace("_ms", "_count")
+    columns = sketch.COLUMNS if what == "duration_ms" else WAIT_COLUMNS
+    keys, counts, version = columns
+    exact = {key: list(group[what]) for key, group in values.groupby(["tenant", *KEY])}
     for row in read(engine, sa.select(all_rows())):
-        values = exact.pop((row["tenant"], *(row[name] for name in KEY)), None)
-        if values is None:
-            assert [row[name] for name in (*sketch.COLUMNS, *sketch.PERCENTILES)] == [None] * 5
+        of_row = exact.pop((row["tenant"], *(row[name] for name in KEY)), None)
+        if of_row is None:
+            assert all(row[name] is None for name in (*columns, *STORED[what]))
             continue
-        assert row["duration_sketch_version"] == 1
-        assert sum(row["duration_sketch_counts"]) == row["duration_count"] == len(values)
-        assert row["duration_sketch_keys"] == sorted(set(row["duration_sketch_keys"]))
-        assert all(agree(row[name], values, name) for name in sketch.PERCENTILES), (row, values)
+        assert row[version] == 1
+        assert sum(row[counts]) == row[count_name] == len(of_row)
+        assert row[keys] == sorted(set(row[keys]))
+        assert all(agree(row[name], of_row, name) for name in STORED[what]), (row, of_row)
     assert exact == {}
 
 
@@ -110,8 +131,9 @@ def check_merged(engine: sa.Engine, durations: pd.DataFrame, by: Sequence[str]) 
 def test_edges(shop: Shop, data: st.DataObject) -> None:
     """On jobs at the edges of the definitions, each row and the whole are within 1 %."""
     zone, days = data.draw(strategies.windows())
-    durations = compute(shop, zone, days, {tenant: data.draw(strategies.jobs(days)) for tenant in TENANTS})
-    check_rows(shop[1], durations)
+    durations, waits = compute(shop, zone, days, {tenant: data.draw(strategies.jobs(days)) for tenant in TENANTS})
+    check_rows(shop[1], durations, "duration_ms")
+    check_rows(shop[1], waits, "wait_ms")
     if len(durations):
         check_merged(shop[1], durations, [])
 
@@ -130,12 +152,15 @@ def test_any_set_of_rows(shop: Shop) -> None:
             "action_type_id": random.choice((1, 1, 2, 3)),
             "status": random.choice(("completed", "failed", "cancelled")),
             "retry_count": 0,
-            "started_at": end - timedelta(milliseconds=random.randrange(longest)),
+            "started_at": (start := end - timedelta(milliseconds=random.randrange(longest))),
             "completed_at": end,
+            "created_at": start - timedelta(milliseconds=random.randrange(longest)),
+            "error_message": None,
         }
 
-    durations = compute(shop, "UTC", days, {tenant: [job(n) for n in range(2_000)] for tenant in TENANTS})
-    check_rows(shop[1], durations)
+    durations, waits = compute(shop, "UTC", days, {tenant: [job(n) for n in range(2_000)] for tenant in TENANTS})
+    check_rows(shop[1], durations, "duration_ms")
+    check_rows(shop[1], waits, "wait_ms")
     columns = ("tenant", "action_type_id", "marketplace", "date")
     sets = [by for size in range(5) for by in combinations(columns, size)]
     assert len(sets) == 16
@@ -159,6 +184,7 @@ def test_sketches_of_different_versions_refuse_to_merge(shop: Shop) -> None:
     connection, engine = shop
     days = [strategies.day_of("UTC", NOON.date())]
     job = {"marketplace": "vinted", "action_type_id": 1, "status": "completed", "completed_at": NOON}
+    job |= {"created_at": NOON - timedelta(seconds=3), "error_message": None}
     jobs = [{**job, "id": 1, "retry_count": 0, "started_at": NOON - timedelta(seconds=2)}]
     compute(shop, "UTC", days, dict.fromkeys(TENANTS, jobs))
     connection.execute("UPDATE user_10.marketplace_job_stats SET duration_sketch_version = 2 WHERE date > '2002-01-01'")
