@@ -139,7 +139,8 @@ class LedgerDay:
     `is_closed` says that a run looked at the day after its end, and `is_settled` that it was computed then; a day
     stays settled. `rows` are those that the batch left behind, which tells what others have written since.
     `jobs` are those whose facts it was aggregated from: None if facts do not account for it, as for days that were
-    computed before there were facts and for days that are held back.
+    computed before there were facts, for days that are held back, and for those of which only the facts changed.
+    `uncounted`: how many jobs are not counted, or not wholly, by reason.
     """
 
     outcome: Outcome
@@ -148,6 +149,7 @@ class LedgerDay:
     is_settled: bool
     jobs: frozenset[JobKey] | None
     rows: Mapping[RowKey, Numbers]
+    uncounted: Mapping[str, int] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ class Memory:
         calendar = _Calendar((*self.calendar, *days), self.zone)
         closed = {day.date: _utc(now) >= _utc(day.end) for day in days}
         facts_before, rows_before = dict(self.facts), dict(self.rows)
+        left_out = {day.date: _by_reason(uncounted(source, [day])) for day in days}
         tally, forgetful = self._see(source, calendar, closed, now, allow_shrink, failure_reasons)
         outcomes: dict[dt.date, Outcome] = {}
         other_days: set[dt.date] = set()
@@ -245,15 +248,24 @@ class Memory:
                 # only aggregated again, without a look at its jobs, stays due for a new definition.
                 fell = False
                 definition_of_day = definition if is_asked else ledger.definition
+            elif is_asked and ledger and self._is_as_left(date, tally, definition, left_out[date]):
+                # Somebody has pruned facts of the day. That alone is no reason to judge the numbers which they made.
+                outcomes[date] = "computed"
+                continue
             elif is_asked:
                 fell, definition_of_day = any(_falls(row, computed.get(key)) for key, row in stored.items()), definition
                 if fell and not allow_shrink and _is_held_back(stored, computed, rows_before, source, calendar):
                     # The facts stay as the source has them; only the rows wait for somebody's decision.
                     outcomes[date] = "held_back"
                     rows_left = ledger.rows if ledger else {}
-                    self.ledger[date] = LedgerDay("held_back", definition, is_closed, is_settled, None, rows_left)
+                    self.ledger[date] = LedgerDay(
+                        "held_back", definition, is_closed, is_settled, None, rows_left, left_out[date]
+                    )
                     continue
             else:
+                if ledger:
+                    # The facts may account for the day by chance from now on, so whoever asks for it next judges it.
+                    self.ledger[date] = replace(ledger, jobs=None)
                 continue
             for key in sorted(stored.keys() | computed.keys()):
                 before, after = stored.get(key), computed.get(key)
@@ -275,7 +287,15 @@ class Memory:
                 outcomes[date] = "computed"
             else:
                 other_days.add(date)
-            self.ledger[date] = LedgerDay("computed", definition_of_day, is_closed, is_closed, frozenset(new), computed)
+            self.ledger[date] = LedgerDay(
+                "computed",
+                definition_of_day,
+                is_closed,
+                is_closed,
+                frozenset(new),
+                computed,
+                left_out[date] if is_asked or ledger is None else ledger.uncounted,
+            )
         self.journal.extend(lines)
         return Run(outcomes, frozenset(other_days), tuple(lines))
 
@@ -331,6 +351,19 @@ class Memory:
             elif old is not None and new is not None and replace(old, deleted_at=new.deleted_at) != new:
                 tally[new.row_key]["corrected"] += 1
         return tally, forgetful
+
+    def _is_as_left(self, date: dt.date, tally: Iterable[RowKey], definition: int, left_out: Mapping[str, int]) -> bool:
+        """Whether a run has seen nothing of a computed day that the ledger does not know."""
+        ledger = self.ledger[date]
+        stored = {key: _numbers_of(row) for key, row in self.rows.items() if key[2] == date}
+        return (
+            ledger.outcome == "computed"
+            and ledger.jobs is not None
+            and ledger.definition >= definition
+            and ledger.rows == stored
+            and ledger.uncounted == left_out
+            and all(of_day != date for _, _, of_day in tally)
+        )
 
     def missing(self, days: Sequence[Day], definition: int = 1) -> list[Day]:
         """The days that the ledger lacks, has open, or has by an older definition: those of `only_missing`."""
@@ -397,6 +430,13 @@ def uncounted(source: Source, days: Sequence[Day]) -> Counter[tuple[Reason, str,
                 reason = "bad_duration"
             if reason:
                 found[reason, job["marketplace"], int(job["action_type_id"])] += 1
+    return found
+
+
+def _by_reason(counts: Mapping[tuple[Reason, str, int], int]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for (reason, _, _), count in counts.items():
+        found[reason] += count
     return found
 
 

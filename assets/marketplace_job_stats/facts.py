@@ -119,9 +119,20 @@ def _keeps_tasks(tasks: str) -> str:
     )
 
 
-# Whether the source holds the job of a fact; looked up one by one, where EXISTS might read the whole table.
+# Whether the source holds the job of a fact. Here and below, a scalar with a limit is looked up one by one, where for
+# EXISTS the whole table might be read.
 _IS_THERE = """(SELECT true FROM {schema}.marketplace_jobs AS job
                              WHERE job.id = fact.job_id AND job.created_at = fact.created_at LIMIT 1)"""
+
+
+def _has_more_tasks(tasks: str) -> str:
+    """Whether a job that is there loses task numbers if they do not stay."""
+    if tasks == "none":
+        return "source.job_id IS NOT NULL AND fact.task_count IS NOT NULL"
+    return f"source.status IN {RAN} AND source.task_count < fact.task_count"
+
+
+_IN_WINDOW = "job.completed_at >= %(window_start)s::timestamptz AND job.completed_at < %(window_end)s::timestamptz"
 
 _COMPARED = tuple(name for name in COLUMNS if name not in ("job_id", "created_at", *TASK_NUMBERS))
 _DIFFERS = " OR ".join(f"fact.{name} IS DISTINCT FROM source.{name}" for name in _COMPARED)
@@ -135,13 +146,16 @@ def compare(tasks: str, reasons: bool) -> Statement:
     `late`, how many jobs are new to the facts, by date, action type and marketplace; `uncounted`, the same by reason;
     and one row `others` with the ids of the jobs that need more (see `change`).
     """
-    window = "job.completed_at >= %(window_start)s::timestamptz AND job.completed_at < %(window_end)s::timestamptz"
     return Statement(
         """
         WITH difference AS MATERIALIZED (
             SELECT source.*, fact.job_id AS fact_id,
                    CASE WHEN source.job_id IS NULL THEN 'other'
-                        WHEN fact.job_id IS NULL THEN CASE WHEN source.marketplace IN {known} THEN 'new' END
+                        WHEN fact.job_id IS NULL THEN
+                             CASE WHEN source.marketplace IN {known} THEN 'new'
+                                  WHEN (SELECT true FROM {schema}.marketplace_job_facts AS elsewhere
+                                         WHERE elsewhere.job_id = source.job_id
+                                           AND elsewhere.created_at = source.created_at LIMIT 1) THEN 'other' END
                         WHEN source.marketplace NOT IN {known} OR fact.deleted_at IS NOT NULL OR {differs}
                              OR (NOT ({keeps_tasks}) AND ({tasks_differ})) THEN 'other' END AS change
               FROM ({source}) AS source
@@ -176,7 +190,7 @@ def compare(tasks: str, reasons: bool) -> Statement:
           FROM difference
          CROSS JOIN (SELECT count(*) AS number FROM written) AS inserted
          CROSS JOIN (SELECT count(*) AS number FROM difference WHERE change = 'new') AS new""",
-        source=_source(tasks, window, reasons),
+        source=_source(tasks, _IN_WINDOW, reasons),
         is_there=_IS_THERE,
         columns=", ".join(COLUMNS),
         known=KNOWN,
@@ -221,14 +235,16 @@ def change(tasks: str, reasons: bool) -> Statement:
             SELECT source.*, fact.job_id AS fact_id, fact.created_at AS fact_created_at, fact.date AS fact_date,
                    fact.action_type_id AS fact_action_type_id, fact.marketplace AS fact_marketplace,
                    {keeps_tasks} AS keeps_tasks,
-                   source.status IN {ran} AND fact.task_count > coalesce(source.task_count, 0) AS has_more_tasks,
+                   {has_more_tasks} AS has_more_tasks,
                    {differs} OR (NOT ({keeps_tasks}) AND ({tasks_differ})) AS differs,
                    source.job_id IS NULL AND {is_there} IS NULL AS is_gone
               FROM {schema}.marketplace_job_facts AS fact
               LEFT JOIN source ON source.job_id = fact.job_id AND source.created_at = fact.created_at
              WHERE fact.job_id = ANY (%(ids)s::bigint[])
                AND (fact.date BETWEEN %(first_date)s::date AND %(last_date)s::date
-                    OR source.date BETWEEN %(first_date)s::date AND %(last_date)s::date)
+                    OR (SELECT true FROM {schema}.marketplace_jobs AS job
+                         WHERE job.id = fact.job_id AND job.created_at = fact.created_at
+                           AND job.status::text IN {finished} AND {in_window} LIMIT 1))
         ), updated AS (
             UPDATE {schema}.marketplace_job_facts AS fact
                SET {assignments}, deleted_at = NULL
@@ -269,7 +285,9 @@ def change(tasks: str, reasons: bool) -> Statement:
         source=_source(tasks, by_id, reasons),
         is_there=_IS_THERE,
         known=KNOWN,
-        ran=RAN,
+        finished=FINISHED,
+        in_window=_IN_WINDOW,
+        has_more_tasks=_has_more_tasks(tasks),
         keeps_tasks=_keeps_tasks(tasks),
         differs=_DIFFERS,
         tasks_differ=_TASKS_DIFFER,

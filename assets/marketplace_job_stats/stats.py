@@ -132,6 +132,9 @@ COUNTED = f"""
              GROUP BY date, action_type_id, marketplace
             OFFSET 0) AS sums"""
 
+# Whether a number of a row falls. A stored null, from before the batch knew the column, is no number and cannot fall.
+_FALLS = "({})".format(" OR ".join(f"coalesce(coalesce(counted.{name}, 0) < stored.{name}, false)" for name in COUNTS))
+
 _SUMS = ", ".join(f"sum({name})::bigint AS {name}" for name in COUNTS)
 
 STORED = Statement(
@@ -183,7 +186,7 @@ UPDATE = Statement(
                coalesce(counted.action_type_id, stored.action_type_id) AS key_action_type_id,
                coalesce(counted.marketplace, stored.marketplace) AS key_marketplace,
                counted.*, stored.id AS stored_id, stored.total_jobs AS total_jobs_before,
-               stored.failure_count AS failure_count_before, stored.xmin AS stored_xmin,
+               stored.failure_count AS failure_count_before, stored.xmin AS stored_xmin, {falls} AS falls,
                counted.date IS NULL OR stored.date IS NULL OR {known_differs} AS has_changed
           FROM ({counted}) AS counted
           FULL JOIN (SELECT xmin, id, date, action_type_id, marketplace::text AS marketplace, {numbers}
@@ -226,9 +229,9 @@ UPDATE = Statement(
            AND change.marketplace = key_marketplace
          CROSS JOIN LATERAL (VALUES (
                CASE WHEN age(stored_xmin) < age(ledger.xmin) THEN 'overwritten'
-                    WHEN change.is_forgetful THEN 'forgotten'
-                    WHEN ledger.definition < %(definition)s THEN 'definition'
-                    WHEN change.date IS NULL THEN 'overwritten'
+                    WHEN change.is_forgetful OR falls AND key_date = ANY (%(shrinking)s::date[]) THEN 'forgotten'
+                    WHEN key_date = ANY (%(redefined)s::date[]) THEN 'definition'
+                    WHEN change.date IS NULL AND ledger.outcome::text = 'computed' THEN 'overwritten'
                     ELSE 'jobs' END)) AS why (cause)
          WHERE has_changed
            AND (cause <> 'definition'
@@ -252,6 +255,7 @@ UPDATE = Statement(
     columns=", ".join((*KEY, *NUMBERS)),
     numbers=", ".join(NUMBERS),
     differs=" OR ".join(f"counted.{name} IS DISTINCT FROM stored.{name}" for name in NUMBERS),
+    falls=_FALLS,
     known_differs=" OR ".join(
         f"stored.{name} IS NOT NULL AND counted.{name} IS DISTINCT FROM stored.{name}" for name in NUMBERS
     ),
@@ -259,8 +263,9 @@ UPDATE = Statement(
 )
 """Makes the stored rows of these days what their facts say, and notes changes of settled days in the journal.
 
-Parameters: `run_id`, `definition`, and `changes`: as JSON, what has happened to the jobs of each row. Returns a row per
-day with how many were written, and one without a date: how many lines the journal got, and the largest 20.
+Parameters: `run_id`; `changes`: as JSON, what has happened to the jobs of each row; `redefined`: the days that were of
+an older definition; `shrinking`: those whose numbers may fall on request, though no facts account for them. Returns a
+row per day with how many were written, and one without a date: how many lines the journal got, and the largest 20.
 """
 
 HELD_BACK = Statement(
@@ -277,7 +282,7 @@ HELD_BACK = Statement(
     )
     SELECT falling.date::date
       FROM falling
-      JOIN unnest(%(dates)s::date[], %(starts)s::timestamptz[]) AS day (date, starts_at) ON day.date = falling.date
+      JOIN unnest(%(days)s::date[], %(starts)s::timestamptz[]) AS day (date, starts_at) ON day.date = falling.date
      WHERE is_exact
         OR NOT EXISTS (SELECT FROM {schema}.marketplace_jobs AS job
                         WHERE job.completed_at < day.starts_at AND isfinite(job.completed_at)
@@ -290,11 +295,10 @@ HELD_BACK = Statement(
     finished=FINISHED,
     known=KNOWN,
     ran=RAN,
-    # A stored null, from before the batch knew the column, is no number and cannot fall.
-    falls="({})".format(" OR ".join(f"coalesce(counted.{name}, 0) < stored.{name}" for name in COUNTS)),
+    falls=_FALLS,
 )
 """Of these days, whose numbers no facts account for, those that must stay as they are: a number would fall, and it was
-exact, or the source is not evidently complete."""
+exact, or the source is not evidently complete. `starts`: when each of the days begins."""
 
 ENTER = Statement(
     """
@@ -307,7 +311,7 @@ ENTER = Statement(
     ), entry AS (
         SELECT day.date, outcome, %(time_zone)s::text AS time_zone, coalesce(counted.jobs, 0) AS job_count,
                coalesce(counted.total_tasks, 0) AS task_count,
-               coalesce(stored.total_jobs + coalesce(stored.cancelled_count + stored.expired_count, 0), 0)
+               coalesce(stored.total_jobs, 0) + coalesce(stored.cancelled_count, 0) + coalesce(stored.expired_count, 0)
                    AS stored_job_count,
                coalesce(stored.total_tasks, 0) AS stored_task_count, unknown_marketplace AS unknown_marketplace_count,
                bad_duration AS bad_duration_count, %(run_id)s::text AS run_id, now() AS changed_at, definition,

@@ -5,7 +5,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
@@ -113,10 +113,7 @@ def write_tenant(connection: sa.Connection, schema: str, spec: ComputeSpec, has_
         connection.exec_driver_sql(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
         tenant = _Tenant(connection, schema, spec, has_tasks, result)
         tenant.look()
-        for number, window in enumerate(tenant.windows()):
-            if number:
-                tenant.look()  # A job may have moved from one of them to another.
-            tenant.compute(window)
+        tenant.compute(tenant.windows())
         if result.written:
             tenant.look()
         if spec.count_no_end:
@@ -179,45 +176,58 @@ class _Tenant:
         known = self._known.get(day)
         return known is None or known.definition is None or known.definition < DEFINITION
 
-    def compute(self, window: Window) -> None:
-        """Brings the facts of the window in line with the source, then its days, and others that changed with them."""
-        changes, uncounted = self._bring_in_line(window)
+    def compute(self, windows: Sequence[Window]) -> None:
+        """Brings the facts of the windows in line with the source, then their days, and others that changed with them.
+
+        The stats are written once for all windows: a job may have moved from one to another.
+        """
+        asked = [day for window in windows for day in window.dates]
+        changes, uncounted = self._bring_in_line(windows)
         changed = {day for day, _, _ in changes}
-        outside = self._outside(changed - set(window.dates), changes)
+        outside = self._outside(changed.difference(asked), changes)
         days = {
             day
-            for day in window.dates
+            for day in asked
             if day in changed
             or self._is_due(day)
             or day in self._elsewhere
             or not self._known[day].is_as_left
             or self._known[day].entry == "held_back"
+            or self._known[day].uncounted != uncounted[day]
         }
-        held_back = self._held_back(window, days, changes)
-        self._write(days - held_back | outside.keys(), changes)
+        doubtful = self._doubtful(days, changes)
+        held_back = set() if self._spec.allow_shrink else self._held_back(windows, doubtful)
+        self._write(days - held_back, outside, doubtful, changes)
         entered = {day: ("held_back" if day in held_back else "computed", DEFINITION) for day in days}
-        # Of days of which only the uncounted jobs differ, only the entry does.
-        for day in set(window.dates) - days:
-            if uncounted[day] != self._known[day].uncounted:
-                entered[day] = (str(self._known[day].entry), DEFINITION)
         for day, known in outside.items():
             entered[day] = ("computed", int(known.definition or 1))
             uncounted[day] = known.uncounted
         self._enter(entered, uncounted)
         nothing = Day(None, None, None, (0,) * len(REASONS), True, 0, (0,) * len(COUNTS))
-        self._result.days |= {day: self._known.get(day, nothing) for day in window.dates}
+        self._result.days |= {day: self._known.get(day, nothing) for day in asked}
         self._result.held_back |= held_back
 
     def _bring_in_line(
-        self, window: Window
+        self, windows: Iterable[Window]
     ) -> tuple[dict[tuple[date, int, str], Counter[str]], defaultdict[date, tuple[int, ...]]]:
         """What has happened to the jobs of each stats row, by date, action type and marketplace; and per day how many
         jobs are not counted, as REASONS."""
+        changes: defaultdict[tuple[date, int, str], Counter[str]] = defaultdict(Counter)
+        uncounted: defaultdict[date, tuple[int, ...]] = defaultdict(lambda: (0,) * len(REASONS))
+        for window in windows:
+            self._compare(window, changes, uncounted)
+        return dict(changes), uncounted
+
+    def _compare(
+        self,
+        window: Window,
+        changes: defaultdict[tuple[date, int, str], Counter[str]],
+        uncounted: defaultdict[date, tuple[int, ...]],
+    ) -> None:
+        """Brings the facts of one window in line, and adds to what has happened."""
         spec = self._spec
         parameters = window.parameters | {"allow_shrink": spec.allow_shrink}
         tasks = "none" if not self._has_tasks else "scan" if len(window.dates) >= LONG_DAYS else "lookup"
-        changes: defaultdict[tuple[date, int, str], Counter[str]] = defaultdict(Counter)
-        uncounted: defaultdict[date, tuple[int, ...]] = defaultdict(lambda: (0,) * len(REASONS))
         ids: list[int] = []
         for kind, day, action_type_id, marketplace, count, found in self._run(
             facts.compare(tasks, spec.reasons), parameters
@@ -238,7 +248,6 @@ class _Tenant:
             names = ("corrected", "removed", "moved_in", "moved_out", "forgotten", "is_forgetful")
             for day, action_type_id, marketplace, *numbers in self._run(facts.change(tasks, spec.reasons), around):
                 changes[day, action_type_id, marketplace].update(dict(zip(names, map(int, numbers), strict=True)))
-        return dict(changes), uncounted
 
     def _outside(
         self, days: Collection[date], changes: Mapping[tuple[date, int, str], Counter[str]]
@@ -254,6 +263,8 @@ class _Tenant:
         span = {"first_date": min(days), "last_date": max(days), "time_zone": self._spec.window.time_zone}
         for row in self._run(stats.STORED, span):
             if row[0] in days and row[2] is not None:
+                if row[3] > DEFINITION:
+                    raise DefinitionError(row[3])
                 uncounted = tuple(number or 0 for number in row[5:8])
                 known[row[0]] = Day(row[2], row[3], row[4], uncounted, row[8], row[11] or 0, ())
         accounted = self._accounted(known, changes)
@@ -275,21 +286,31 @@ class _Tenant:
                 counts[day] = counts.get(day, 0) - came + went
         return {day for day in computed if counts.get(day, 0) == known[day].job_count}
 
-    def _held_back(
-        self, window: Window, days: Collection[date], changes: Mapping[tuple[date, int, str], Counter[str]]
-    ) -> set[date]:
-        """Of these days, those that keep their stored rows."""
+    def _doubtful(self, days: Iterable[date], changes: Mapping[tuple[date, int, str], Counter[str]]) -> list[date]:
+        """Of these days, those that have stored numbers for which their facts do not account."""
         stored = {day: self._known[day] for day in days if day in self._known and self._known[day].row_count}
-        doubtful = sorted(stored.keys() - self._accounted(stored, changes)) if stored else []
-        if not doubtful or self._spec.allow_shrink:
-            return set()
-        return {row[0] for row in self._run(stats.HELD_BACK, window.parameters | {"days": doubtful})}
+        return sorted(stored.keys() - self._accounted(stored, changes)) if stored else []
 
-    def _write(self, days: Collection[date], changes: Mapping[tuple[date, int, str], Counter[str]]) -> None:
+    def _held_back(self, windows: Iterable[Window], doubtful: Sequence[date]) -> set[date]:
+        """Of these days, those that keep their stored rows."""
+        if not doubtful:
+            return set()
+        starts = {day: start for window in windows for day, start in zip(window.dates, window.starts, strict=True)}
+        parameters = {"days": doubtful, "starts": [starts[day] for day in doubtful]}
+        return {row[0] for row in self._run(stats.HELD_BACK, parameters)}
+
+    def _write(
+        self,
+        asked: Collection[date],
+        outside: Collection[date],
+        doubtful: Sequence[date],
+        changes: Mapping[tuple[date, int, str], Counter[str]],
+    ) -> None:
         """Writes the stats of these days where they are not what their facts say."""
+        days = sorted({*asked, *outside})
         if not days:
             return
-        parameters: dict[str, Any] = {"days": sorted(days)}
+        parameters: dict[str, Any] = {"days": days}
         statement = stats.INSERT
         if not all(map(self._is_new, days)):
             statement = stats.UPDATE
@@ -301,7 +322,8 @@ class _Tenant:
             parameters |= {
                 "changes": json.dumps(told),
                 "run_id": self._spec.run_id,
-                "definition": DEFINITION,
+                "redefined": sorted(day for day in asked if self._is_due(day)),
+                "shrinking": doubtful if self._spec.allow_shrink else [],
             }
         for day, inserted, updated, deleted, journal in self._run(statement, parameters):
             if day is None:
@@ -311,9 +333,9 @@ class _Tenant:
                 self._result.written[day] = (inserted, updated, deleted)
 
     def _is_new(self, day: date) -> bool:
-        """Whether nothing is stored of a day that was asked for."""
+        """Whether nothing is stored of a day that was asked for, not even that it has no jobs."""
         candidates = self._spec.catch_up or self._spec.window
-        return day in candidates.dates and (day not in self._known or not self._known[day].row_count)
+        return day in candidates.dates and day not in self._known
 
     def _enter(self, entered: Mapping[date, tuple[str, int]], uncounted: Mapping[date, Sequence[int]]) -> None:
         """Enters these days into the ledger; raises ProofError if what is stored is not what was counted."""

@@ -4,29 +4,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, timedelta
 from typing import Any
 
+import dagster as dg
 import psycopg
 import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assets.marketplace_job_stats.upsert import Order, write_tenant
+from assets.marketplace_job_stats.reasons import failure_reason as reason_sql
+from assets.marketplace_job_stats.statement import Statement
+from assets.marketplace_job_stats.transaction import ComputeSpec, TenantResult, write_tenant
 from pipelines.database import create_engine
-from pipelines.partitions import Window
+from pipelines.partitions import Days, Window
 from tests import application, strategies
 from tests.conftest import create_database, run_url
-from tests.reference import (
-    JOB_COLUMNS,
-    ROW_COLUMNS,
-    TASK_COLUMNS,
-    Day,
-    expected_after_run,
-    frame,
-    reference_days,
-)
+from tests.reference import NUMBERS, ROW_COLUMNS, Day, Memory, Source, StatsRow, failure_reason
 
 Row = Mapping[str, Any]
-TABLES = ("marketplace_jobs", "marketplace_tasks", "marketplace_job_stats", "marketplace_job_stats_days")
+TABLES = (
+    "marketplace_jobs",
+    "marketplace_tasks",
+    "marketplace_job_facts",
+    "marketplace_job_stats",
+    "marketplace_job_stats_days",
+    "marketplace_job_stats_changes",
+)
+REASONS = ("unknown_marketplace", "no_start", "bad_duration")
 FAR_AWAY = date(2001, 1, 1)
 
 
@@ -34,7 +37,7 @@ FAR_AWAY = date(2001, 1, 1)
 def shop(server: str, migrated_template: str) -> Iterator[tuple[psycopg.Connection[Any], sa.Engine]]:
     """One database for all examples of this module: each example empties the tables first."""
     conninfo = create_database(server, "numbers", migrated_template)
-    engine = create_engine(run_url(conninfo), prepares=True)  # As a run does.
+    engine = create_engine(run_url(conninfo), search_path="pg_catalog", jit="off")  # As a run does.
     with psycopg.connect(conninfo, autocommit=True) as connection:
         yield connection, engine
     engine.dispose()
@@ -59,11 +62,11 @@ def fill(
         application.insert(connection, schema, "marketplace_job_stats", [far_away])
 
 
-def compute(engine: sa.Engine, schema: str, window: Window, allow_shrink: bool = False) -> list[Row]:
-    """Runs the tenant's transaction; returns its days."""
+def compute(engine: sa.Engine, schema: str, window: Window, allow_shrink: bool = False) -> TenantResult:
+    """Runs the tenant's transaction."""
+    days = Days(dg.DailyPartitionsDefinition(start_date="2025-01-01", timezone=window.time_zone))
     with engine.connect() as connection:
-        result = write_tenant(connection, schema, Order(window, "test", allow_shrink=allow_shrink))
-        return [day._asdict() for day in result.days]
+        return write_tenant(connection, schema, ComputeSpec(window, "test", days, allow_shrink=allow_shrink), True)
 
 
 def stored_rows(connection: psycopg.Connection[Any], schema: str) -> list[tuple[Any, ...]]:
@@ -77,18 +80,18 @@ def stored_rows(connection: psycopg.Connection[Any], schema: str) -> list[tuple[
 
 def ledger(connection: psycopg.Connection[Any], schema: str) -> list[tuple[Any, ...]]:
     return connection.execute(f"""
-        SELECT date, outcome, job_count, task_count, unknown_marketplace_count, bad_duration_count
+        SELECT date, outcome, unknown_marketplace_count, no_start_count, bad_duration_count
           FROM {schema}.marketplace_job_stats_days ORDER BY date""").fetchall()
 
 
 def physical_state(connection: psycopg.Connection[Any], schema: str) -> list[tuple[Any, ...]]:
     """The version of every row of our tables, and the sequence: what a run that writes nothing leaves alone."""
-    return [
-        *connection.execute(f"SELECT ctid, xmin, * FROM {schema}.marketplace_job_stats ORDER BY ctid").fetchall(),
-        *connection.execute(f"SELECT ctid, xmin, * FROM {schema}.marketplace_job_stats_days ORDER BY ctid").fetchall(),
-        connection.execute("SELECT last_value, is_called FROM template_tenant.vinted_job_stats_id_seq").fetchone()
-        or (),
+    rows = [
+        row
+        for table in TABLES[2:]
+        for row in connection.execute(f"SELECT ctid, xmin, to_jsonb(t) FROM {schema}.{table} t ORDER BY ctid")
     ]
+    return [*rows, *connection.execute("SELECT last_value, is_called FROM template_tenant.vinted_job_stats_id_seq")]
 
 
 @given(data=st.data(), allow_shrink=st.booleans())
@@ -113,12 +116,15 @@ def test_rows_and_ledger_equal_the_reference(
     for day in in_turn:
         compute(engine, "user_10", window(zone, [day]), allow_shrink)
 
-    job_frame, task_frame = frame(jobs, JOB_COLUMNS), frame(tasks, TASK_COLUMNS)
-    rows, held_back = expected_after_run(frame(stored, ROW_COLUMNS), job_frame, task_frame, days, allow_shrink)
-    expected_rows = sorted(rows[list(ROW_COLUMNS)].itertuples(index=False, name=None), key=lambda row: row[:3])
+    memory = Memory(calendar=days, zone=zone)
+    for row in stored:
+        key = (row["action_type_id"], row["marketplace"], row["date"])
+        memory.rows[key] = StatsRow({name: row[name] for name in NUMBERS}, row["computed_at"])
+    memory.observe(Source(jobs, tasks), days, days[-1].end, allow_shrink=allow_shrink)
+    expected_rows = [tuple(row[name] for name in ROW_COLUMNS) for row in memory.table()]
     expected_ledger = [
-        (day[0], "held_back" if day[0] in held_back else "computed", *day[1:])
-        for day in reference_days(job_frame, task_frame, days).itertuples(index=False, name=None)
+        (day, entry.outcome, *(entry.uncounted.get(reason, 0) for reason in REASONS))
+        for day, entry in sorted(memory.ledger.items())
     ]
     for schema in ("user_2", "user_10"):
         assert stored_rows(connection, schema) == expected_rows
@@ -127,7 +133,7 @@ def test_rows_and_ledger_equal_the_reference(
     before = physical_state(connection, "user_2")
     again = compute(engine, "user_2", window(zone, days), allow_shrink)
     assert physical_state(connection, "user_2") == before
-    assert not any(day["inserted"] or day["updated"] or day["deleted"] for day in again)
+    assert not any(map(any, again.written.values()))
 
 
 @given(data=st.data())
@@ -166,3 +172,25 @@ def test_the_partitions_decide_where_postgresql_sees_another_midnight(
 
     ours = day if days[1].start.astimezone(UTC) <= between else day - timedelta(days=1)
     assert [row[2] for row in stored_rows(connection, "user_2")] == [ours]
+
+
+# Pieces of messages: what is about one case, what is not, and what is easily taken for the other.
+_PIECES = (
+    *("HTTP 503", "HTTP/1.1 404", "status: 502", "status_code=429", "Code 17", "code 99999", "503", "1.5", "1,000"),
+    *("'a b'", "it's", '"x"', '"open', "`id`", "«c»", "“d”", "\u2018e\u2019s\u2019", "'"),
+    *("https://a.example/b?c=1", "www.example.com", "a.b@example.com", "@anna", "/srv/a/b.jpg", "C:\\a\\b"),
+    *("10.0.0.1:5432", "db.example:80", "::1", "fe80::1:2", "12:30:59", "deadbeef01", "c2VjcmV0IHRva2Vu" * 2 + "=="),
+    *("a1b2", "x" * 130, "é", "\n", "\r\n", "\t", " ", ":", ", ", "(", ")", "[", "#", "-", "_", "/", "=", "\\"),
+)
+messages = st.lists(st.sampled_from(_PIECES) | st.text(max_size=3), max_size=8).map("".join) | st.lists(
+    st.sampled_from(_PIECES), max_size=6
+).map(" ".join)
+
+
+@given(texts=st.lists(messages.filter(lambda text: "\0" not in text), min_size=1, max_size=20))
+@settings(max_examples=200, deadline=None)
+def test_reasons_equal_the_reference(shop: tuple[psycopg.Connection[Any], sa.Engine], texts: list[str]) -> None:
+    """The SQL makes of any message the reason that the reference makes of it."""
+    query = Statement("SELECT {reason} FROM unnest(%(texts)s::text[]) AS given (message)", reason=reason_sql("message"))
+    found = [reason for (reason,) in shop[0].execute(query.text("user_2"), {"texts": texts})]
+    assert found == [failure_reason(text) for text in texts]
