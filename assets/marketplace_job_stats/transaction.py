@@ -12,7 +12,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from assets.marketplace_job_stats import DEFINITION, facts, stats
+from assets.marketplace_job_stats import DEFINITION as DEFINITION
+from assets.marketplace_job_stats import facts, stats
 from assets.marketplace_job_stats.statement import Statement
 from assets.marketplace_job_stats.stats import COUNTS
 from models.stats import MarketplaceJobStats
