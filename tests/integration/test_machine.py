@@ -545,7 +545,7 @@ class Machine(RuleBasedStateMachine):
         before = self._versions()
         self.owner.execute(f"ALTER TABLE {schema}.marketplace_jobs RENAME TO jobs_away")
         try:
-            with pytest.raises(sa.exc.ProgrammingError, match="marketplace_jobs.* does not exist"):
+            with pytest.raises(sa.exc.ProgrammingError, match=r"marketplace_jobs.* does not exist"):
                 self._write(schema, self._spec(days))
         finally:
             self.owner.execute(f"ALTER TABLE {schema}.jobs_away RENAME TO marketplace_jobs")
