@@ -1,4 +1,4 @@
-"""How a run says that it failed: in one sentence, without the stack of Dagster's own frames that would bury it."""
+"""How a run, or a tenant, says that it failed: in one sentence, without the stack that would bury it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,3 +19,7 @@ class RunFailure(DagsterUserCodeProcessError, dg.Failure):
         shown = SerializableErrorInfo(description, stack=[], cls_name=None)
         # The second and third argument are Failure's own: metadata, and that retries are not allowed.
         super().__init__(description, metadata, False, user_code_process_error_infos=[shown])  # type: ignore[no-untyped-call]
+
+
+class TenantError(Exception):
+    """A tenant that is not computed; its sentence says why, and what to do."""

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from assets import lineage
 from assets.lineage import column_lineage
-from assets.marketplace_job_stats.report import explain, first_reasons, table
+from assets.reporting import explain, first_reasons, table
 from assets.sources import column_schema
 from models.stats import MarketplaceJobStats
 from models.summary import MarketplaceDailySummary

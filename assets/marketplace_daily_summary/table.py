@@ -6,7 +6,7 @@ import dagster as dg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from assets.marketplace_job_stats.report import explain
+from assets.reporting import explain
 from models.summary import MarketplaceDailySummary
 from pipelines.database import require_table
 from pipelines.failure import RunFailure

@@ -14,8 +14,9 @@ from pydantic import Field
 from assets import lineage
 from assets.lineage import column_lineage
 from assets.marketplace_job_stats.checks import check_results, check_specs
-from assets.marketplace_job_stats.report import RunReport, explain, first_reasons
+from assets.marketplace_job_stats.report import RunReport
 from assets.marketplace_job_stats.transaction import ComputeSpec, TenantResult, write_tenant
+from assets.reporting import explain, first_reasons
 from assets.sources import column_schema
 from assets.tenant_tables import table_key
 from models.stats import MarketplaceJobFact, MarketplaceJobStats

@@ -11,8 +11,9 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
-from assets.marketplace_job_stats.report import RunReport, counted, explain, table
+from assets.marketplace_job_stats.report import RunReport
 from assets.marketplace_job_stats.transaction import REASONS
+from assets.reporting import counted, explain, table
 from models.sources import MarketplaceJob
 from models.stats import MarketplaceJobStatsDay
 from pipelines.failure import RunFailure

@@ -17,6 +17,7 @@ from assets.marketplace_job_stats import facts, stats
 from assets.marketplace_job_stats.statement import Statement
 from assets.marketplace_job_stats.stats import COUNTS
 from models.stats import MarketplaceJobStats
+from pipelines.failure import TenantError
 from pipelines.partitions import Days, Window
 from pipelines.tenants import quoted
 
@@ -27,11 +28,11 @@ REASONS = ("unknown_marketplace", "no_start", "bad_duration")
 """Why a job of a day is not counted, or not wholly."""
 
 
-class ProofError(Exception):
+class ProofError(TenantError):
     """The stored rows are not what was counted; the tenant's transaction is rolled back."""
 
 
-class TimeZoneError(Exception):
+class TimeZoneError(TenantError):
     """The tenant's other days were computed in another time zone; nothing was done."""
 
     def __init__(self, computed_in: str, wanted: str, first: date, last: date) -> None:
@@ -41,7 +42,7 @@ class TimeZoneError(Exception):
         )
 
 
-class DefinitionError(Exception):
+class DefinitionError(TenantError):
     """A newer release has computed days of this tenant; nothing was done."""
 
     def __init__(self, found: int) -> None:

@@ -8,7 +8,7 @@ import dagster as dg
 import sqlalchemy as sa
 
 from assets.marketplace_daily_summary.table import read
-from assets.marketplace_job_stats.report import explain, table
+from assets.reporting import explain, table
 from pipelines.database import server_and_database
 from pipelines.failure import RunFailure
 from pipelines.partitions import Window

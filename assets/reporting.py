@@ -1,0 +1,55 @@
+"""Words, sentences and tables that several assets use to say what has happened."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import dagster as dg
+import sqlalchemy as sa
+
+from pipelines.failure import TenantError
+
+MOST_ROWS = 20
+"""Every row of a table is stored with every event, and Dagit does not page."""
+
+_REMEDIES = {
+    "42501": "migrate it with MIGRATION_DATABASE_URL set, which grants what is missing: see `Roles` in the README",
+    "40001": "other sessions were in its way each time: run the tenant again",
+    "40P01": "other sessions were in its way each time: run the tenant again",
+    "42P01": "if it is not a table of ours: nothing but pg_catalog is searched, so a trigger, or a function of a view, "
+    "has to name its schema",
+    "53300": "the server has no connection left: lower STATS_WORKERS, or raise its max_connections",
+    "55P03": "another session kept a lock for longer than STATS_LOCK_TIMEOUT_MS: find it, and run the tenant again",
+    "57014": "it took longer than STATS_STATEMENT_TIMEOUT_MS: raise it, or run fewer days at once",
+}
+
+
+def explain(error: Exception) -> str:
+    """An error of a tenant as one sentence: the server's first line, the SQLSTATE, and the remedy if one is known."""
+    if isinstance(error, TenantError):
+        return str(error)
+    if not isinstance(error, sa.exc.DBAPIError):
+        return f"{type(error).__name__}: {error}"
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    first_line = (str(error.orig).splitlines() or [type(error.orig).__name__])[0]
+    remedy = _REMEDIES.get(sqlstate or "")
+    if "row-level security" in first_line:
+        remedy = "rows would be hidden: give the role BYPASSRLS, or take the policy away"
+    return first_line + (f" (SQLSTATE {sqlstate})" if sqlstate else "") + (f": {remedy}" if remedy else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 day`, `2 days`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def first_reasons(tenants: Mapping[str, str]) -> str:
+    """The first few of the tenants with their reason."""
+    first = "; ".join(f"{schema}: {reason}" for schema, reason in list(tenants.items())[:3])
+    return first + (f"; and {len(tenants) - 3} more" if len(tenants) > 3 else "")
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue[Any]:
+    records = [dg.TableRecord(dict(row)) for row in list(rows)[:MOST_ROWS]]
+    if not records:
+        return dg.MetadataValue.text("no rows")
+    return dg.MetadataValue.table(records)
