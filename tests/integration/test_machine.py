@@ -476,7 +476,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(schema=tenants, day=numbers, allow_shrink=flags, data=st.data())
     def lose_tasks(self, schema: str, day: int, allow_shrink: bool, data: st.DataObject) -> None:
-        """Tasks of a counted job go, others come, and a run sees only those that are there, maybe to forget the rest."""
+        """Tasks of a counted job go, others come, and a run keeps what it had, or forgets it."""
         facts = [fact for fact in self.memories[schema].facts.values() if fact.task_count]
         if facts and self.has_tasks[schema]:
             fact = data.draw(st.sampled_from(sorted(facts, key=str)))
