@@ -474,9 +474,9 @@ class Machine(RuleBasedStateMachine):
         """A run over all days sees whatever has happened since the last one."""
         self._run(schema, self._spec([0, DAY_COUNT - 1]))
 
-    @rule(schema=tenants, day=numbers, data=st.data())
-    def lose_tasks(self, schema: str, day: int, data: st.DataObject) -> None:
-        """Tasks of a counted job go, others come, and a run sees only those that are there."""
+    @rule(schema=tenants, day=numbers, allow_shrink=flags, data=st.data())
+    def lose_tasks(self, schema: str, day: int, allow_shrink: bool, data: st.DataObject) -> None:
+        """Tasks of a counted job go, others come, and a run keeps what it had, or forgets it."""
         facts = [fact for fact in self.memories[schema].facts.values() if fact.task_count]
         if facts and self.has_tasks[schema]:
             fact = data.draw(st.sampled_from(sorted(facts, key=str)))
@@ -486,7 +486,38 @@ class Machine(RuleBasedStateMachine):
                 [fact.job_id],
             )
             self.add_tasks(schema, day, data)
-            self.run_all(schema)
+            self._run(schema, self._spec([0, DAY_COUNT - 1], allow_shrink=allow_shrink))
+
+    @rule(schema=tenants, fate=fates, allow_shrink=st.booleans(), comes_back=st.booleans(), data=st.data())
+    def lose_counted_job(
+        self, schema: str, fate: str | None, allow_shrink: bool, comes_back: bool, data: st.DataObject
+    ) -> None:
+        """A counted job is deleted, and a run sees that or forgets it; then it may come back, and be seen again."""
+        if fact := self._counted(schema, data):
+            self.back_up(schema)
+            self._delete_jobs(schema, "id = %s", fact.job_id, fate)
+            self._run(schema, self._spec([0, DAY_COUNT - 1], allow_shrink=allow_shrink))
+            if comes_back:
+                self.restore(schema, part=0, overwrites=False, with_tasks=True)
+                self.run_all(schema)
+
+    @rule(schema=tenants, day=numbers, columns=job_changes, is_renamed=st.booleans(), run=numbers, data=st.data())
+    def change_counted_job(
+        self, schema: str, day: int, columns: tuple[str, ...], is_renamed: bool, run: int, data: st.DataObject
+    ) -> None:
+        """A counted job changes or moves, and a run over one day sees where it is now or where it was."""
+        if fact := self._counted(schema, data):
+            if is_renamed:
+                change: Row = {"marketplace": "depop", "completed_at": self.limits[day]}
+            else:
+                new = data.draw(strategies.jobs([self.days[day]], max_size=2))
+                change = _fitting(schema, {name: new[0][name] for name in columns}) if new else {"status": "running"}
+            assignments = ", ".join(f"{name} = %s" for name in change)
+            self.owner.execute(
+                f"UPDATE {schema}.marketplace_jobs SET {assignments} WHERE id = %s", [*change.values(), fact.job_id]
+            )
+            self._run(schema, self._spec([run, run]))
+            self._run(schema, self._spec([day, day]))
 
     @rule(schema=tenants, days=ranges, allow_shrink=flags, count_no_end=st.booleans())
     def run_missing(self, schema: str, days: list[int], allow_shrink: bool, count_no_end: bool) -> None:
@@ -588,6 +619,12 @@ class Machine(RuleBasedStateMachine):
             assignments = ", ".join(f"{name} = %s" for name in change)
             parameters = [*change.values(), data.draw(st.sampled_from(ids))]
             self.owner.execute(f"UPDATE {schema}.{table} SET {assignments} WHERE id = %s", parameters)
+
+    def _counted(self, schema: str, data: st.DataObject) -> Fact | None:
+        """A job that is counted and there, if there is any."""
+        ids = set(self._ids(schema, "marketplace_jobs"))
+        facts = [fact for fact in self.memories[schema].facts.values() if fact.job_id in ids and not fact.deleted_at]
+        return data.draw(st.sampled_from(sorted(facts, key=str))) if facts else None
 
     def _delete_jobs(
         self, schema: str, condition: str, value: Any, fate: str | None, is_half_done: bool = False
