@@ -1,6 +1,7 @@
-"""The SELECT that turns the jobs and tasks of a window into rows. Pure: no context, no engine, no clock.
+"""The limit: the SELECT that turns the jobs and tasks of a window into rows of the stats, and keeps no facts of them.
 
-Bound parameters: see `pipelines.partitions.Window.parameters`.
+Durations have a sketch and percentiles; waits and reasons of failures are not computed. Bound parameters: see
+`pipelines.partitions.Window.parameters`.
 
 The finished jobs are read once, and held; jobs, tasks and buckets of durations are each summed from there by the same
 three numbers, and only the sums are joined. To group each job's tasks first, and then the jobs, would sort them twice.
@@ -10,15 +11,15 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import INTERVAL
+from sqlalchemy.dialects.postgresql.psycopg import PGCompiler_psycopg, PGDialect_psycopg
 
 from assets.sketch import DURATION, key_of
-from models import MARKETPLACES
+from models import MARKETPLACES, TENANT
 from models.sources import MarketplaceJob, MarketplaceTask
 
 RAN = ("completed", "failed")
 FINISHED = (*RAN, "cancelled", "expired")
 COUNTED_TASKS = ("success", "failed", "timeout")
-FINISHED_TASKS = (*COUNTED_TASKS, "cancelled")
 
 JOB_COUNTS = (
     "total_jobs",
@@ -178,23 +179,18 @@ def counted_rows(finished: sa.CTE, days: sa.CTE) -> sa.CTE:
     )
 
 
-def unknown_marketplaces(finished: sa.CTE) -> sa.Subquery:
-    """Per day number, how many of the finished jobs are not counted because of their marketplace."""
-    return (
-        sa.select(finished.c.day_number, sa.func.count().label("unknown_marketplace_count"))
-        .where(finished.c.marketplace_number.is_(None))
-        .group_by(finished.c.day_number)
-        .subquery("unknown_marketplaces")
-    )
+class _Compiler(PGCompiler_psycopg):
+    """Writes constants into the text; only what the caller binds stays a parameter."""
+
+    def visit_bindparam(self, bindparam: Any, *_: Any, **options: Any) -> Any:
+        options["literal_binds"] = not bindparam.required
+        return super().visit_bindparam(bindparam, **options)  # type: ignore[no-untyped-call]
 
 
-def kept_since(table: sa.Table, status: sa.ColumnElement[str], finished: tuple[str, ...]) -> sa.ScalarSelect[Any]:
-    """The end of the oldest finished row that the source still holds; 'infinity' if it holds none.
-
-    Days that begin after it are covered. Usually any row from before the window answers, and the full scan for the
-    oldest is not needed; then '-infinity' is returned.
-    """
-    ended = (status.in_(finished), table.c.completed_at > sa.text("'-infinity'"))
-    before_window = sa.select(sa.literal(1)).where(*ended, table.c.completed_at < window_start).exists()
-    oldest = sa.select(sa.func.coalesce(sa.func.min(table.c.completed_at), sa.text("'infinity'"))).where(*ended)
-    return sa.select(sa.case((before_window, sa.text("'-infinity'")), else_=oldest.scalar_subquery())).scalar_subquery()
+def text(schema: str) -> str:
+    """The SELECT for this tenant: key and NUMBERS."""
+    dialect: Any = PGDialect_psycopg()  # type: ignore[no-untyped-call]
+    dialect.statement_compiler = _Compiler
+    row = counted_rows(finished_jobs(), days())
+    statement = sa.select(*(row.c[name] for name in ("date", "action_type_id", "marketplace", *NUMBERS)))
+    return str(statement.compile(dialect=dialect, schema_translate_map={TENANT: schema}, render_schema_translate=True))

@@ -46,7 +46,9 @@ PERCENTILES = ("p50_duration_ms", "p95_duration_ms")
 SKETCH = ("duration_sketch_keys", "duration_sketch_counts", "duration_sketch_version")
 
 OURS = "marketplace_job_stats"
-LEDGER = "marketplace_job_stats_days"
+DATED = (OURS, "marketplace_job_stats_days", "marketplace_job_facts")
+"""Our tables that are filled day by day."""
+OUR_TABLES = (*DATED, "marketplace_job_stats_changes")
 
 Frames = dict[str, pd.DataFrame]
 Run = Callable[[str, Sequence[str], date, date], None]
@@ -202,24 +204,16 @@ def exact(tenant: str) -> str:
 
 
 @cache
-def _ours() -> str:
+def _aggregate() -> str:
     # Imported here, so that the process of a candidate that measures something else does not load the project.
-    import sqlalchemy as sa
+    from tests.benchmarks.aggregate import text
 
-    from assets.marketplace_job_stats.aggregate import counted_rows, days, finished_jobs
-    from pipelines.tenants import sql_in_tenant
-
-    row = counted_rows(finished_jobs(), days())
-    return sql_in_tenant(sa.select(*(row.c[name] for name in (*KEY, *EXACT, *PERCENTILES, *SKETCH))))
+    return text("SCHEMA")
 
 
 def aggregate(tenant: str) -> str:
-    """The project's own aggregating SELECT, with sketch and percentiles."""
-    return (
-        _ours()
-        .replace("FROM marketplace_", f"FROM {tenant}.marketplace_")
-        .replace("JOIN marketplace_", f"JOIN {tenant}.marketplace_")
-    )
+    """The aggregating SELECT, with sketch and percentiles."""
+    return _aggregate().replace("SCHEMA", tenant)
 
 
 PLAIN = {"twice": _TWICE, "apart": _APART, "tasks first": _TASKS_FIRST}
@@ -245,7 +239,7 @@ def inserted(select: str, table: str, columns: Sequence[str]) -> str:
 
 
 def run_aggregate(conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
-    """Computes all that we do, percentiles and sketch included, on the server; writes nothing."""
+    """Computes counts, percentiles and sketch on the server; writes nothing."""
     execute(conninfo, tenants, lambda tenant: _bare(aggregate(tenant)), first, last)
 
 
@@ -255,11 +249,11 @@ def run_plain(shape: str, conninfo: str, tenants: Sequence[str], first: date, la
 
 
 def run_insert_aggregate(conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:
-    """Computes all that we do, and inserts it, without a question, into an empty table."""
-    columns = (*EXACT, *PERCENTILES, *SKETCH)
+    """Computes counts, percentiles and sketch, and inserts them, without a question, into an empty table."""
+    from tests.benchmarks.aggregate import NUMBERS
 
     def statement(tenant: str) -> str:
-        return inserted(aggregate(tenant), f"{tenant}.stats_limit", columns)
+        return inserted(aggregate(tenant), f"{tenant}.stats_limit", NUMBERS)
 
     execute(conninfo, tenants, statement, first, last, writes=True)
 
@@ -304,18 +298,20 @@ def run_statements(conninfo: str, tenants: Sequence[str], first: date, last: dat
     """
     import dagster as dg
 
-    from assets.marketplace_job_stats.upsert import Order, write_tenant
+    from assets.marketplace_job_stats.transaction import ComputeSpec, write_tenant
     from pipelines.database import make_durable
-    from pipelines.partitions import Window
+    from pipelines.partitions import Days, Window
     from pipelines.resources import TenantDatabase
 
     os.environ["DATABASE_URL"] = url_of(conninfo)
     partitions = dg.DailyPartitionsDefinition(start_date="2024-01-01", timezone="UTC")
     keys = partitions.get_partition_keys_in_range(dg.PartitionKeyRange(str(first), str(last)))
-    order = Order(Window.of(partitions, keys), run_id="benchmark")
+    spec = ComputeSpec(Window.of(partitions, keys), "benchmark", Days(partitions))
     database = TenantDatabase(workers=CONNECTIONS, lock_timeout_ms=10_000, statement_timeout_ms=1_800_000)
     with database.connect() as (engine, witness):
-        for _, outcome in database.for_each(engine, tenants, lambda on, tenant: write_tenant(on, tenant, order)):
+        for _, outcome in database.for_each(
+            engine, tenants, lambda on, tenant: write_tenant(on, tenant, spec, has_tasks=True)
+        ):
             if isinstance(outcome, Exception):
                 raise outcome
         make_durable(witness, "benchmark")

@@ -18,16 +18,16 @@ import click
 import psycopg
 import pytest
 import sqlalchemy as sa
-from assets.marketplace_job_stats.aggregate import counted_rows, days, finished_jobs
-from assets.marketplace_job_stats.upsert import Order, stats, write_tenant
 
+from assets.marketplace_job_stats.transaction import ComputeSpec, write_tenant
 from pipelines.covering_index.index import KEY, NAME
 from pipelines.covering_index.tenants import Action, carry_out
-from pipelines.partitions import Window, day_partitions
+from pipelines.partitions import Days, Window, day_partitions
 from pipelines.resources import TenantDatabase
 from pipelines.settings import Settings
-from pipelines.tenants import choose_tenants, enter_tenant, quoted, sql_in_tenant
+from pipelines.tenants import choose_tenants, quoted
 from tests.benchmarks import data
+from tests.benchmarks.candidates import aggregate
 from tests.conftest import create_database, url_of
 from tests.server import running_server
 
@@ -48,17 +48,15 @@ def runs(conninfo: str, count: int, bare: bool) -> float:
     """Seconds for the last `count` days of all tenants, as a run takes them; `bare`: the SELECT alone."""
     partitions = day_partitions(Settings.from_env({}))
     keys = [str(data.LAST - timedelta(days=n)) for n in reversed(range(count))]
-    order = Order(window=Window.of(partitions, keys), run_id="benchmark")
-    select = sql_in_tenant(sa.select(counted_rows(finished_jobs(), days())))
+    spec = ComputeSpec(Window.of(partitions, keys), "benchmark", Days(partitions))
     database = TenantDatabase(workers=2, lock_timeout_ms=10_000, statement_timeout_ms=1_800_000)
 
     def work(connection: sa.Connection, schema: str) -> None:
         if not bare:
-            write_tenant(connection, schema, order)
+            write_tenant(connection, schema, spec, has_tasks=True)
             return
         with connection.begin():
-            enter_tenant(connection, schema, lock=stats)
-            connection.exec_driver_sql(select, order.window.parameters).all()
+            connection.exec_driver_sql(aggregate(schema), spec.window.parameters).all()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABASE_URL", url_of(conninfo))
