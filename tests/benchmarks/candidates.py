@@ -12,10 +12,10 @@ import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import psycopg
@@ -60,7 +60,8 @@ class Candidate:
     that it worked on, or are what `query` returns for a tenant.
 
     `packages` are the modules that it needs. Where `sampled`, it is too slow to be run whole: over a year it gets some
-    of the tenants only, or, if `by_day`, some of the days, and its time is told for all.
+    of the tenants only, or, if `by_day`, some of the days, and its time is told for all. `only`: the tenants that have
+    jobs in the window, or those that have none; its time is told as if all were like them.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Candidate:
     packages: tuple[str, ...] = ()
     sampled: bool = False
     by_day: bool = False
+    only: Literal["busy", "quiet"] | None = None
 
     def missing(self) -> list[str]:
         return [name for name in self.packages if importlib.util.find_spec(name) is None]
@@ -335,4 +337,6 @@ INSERT_PLAINS = tuple(
 )
 OURSELVES = Candidate("ours", "ours", run_ours, _ALL, table=OURS)
 STATEMENTS = Candidate("ours, no Dagster", "ours", run_statements, _ALL, table=OURS)
+BUSY = replace(STATEMENTS, name="ours, tenants with jobs", only="busy")
+QUIET = replace(STATEMENTS, name="ours, tenants without", only="quiet")
 BY_DAY = Candidate("ours, a run a day", "ours", run_ours_by_day, _ALL, table=OURS, sampled=True, by_day=True)

@@ -7,9 +7,10 @@ Each case warms every candidate up, and compares its result cell by cell with wh
 something else, is struck off. Then each round takes all candidates, ours between the two limits, every other round the
 other way round. Times are told as ratios to those of the same round; their medians count.
 
-The limits: `aggregate` is the project's own SELECT, run bare; `plain` is SQL by hand, without percentiles and sketch,
-in the fastest of three shapes. For a first load both are an INSERT SELECT into an empty table. `ours` is the run of the
-asset by Dagster, all promises kept. The server syncs to disk; autovacuum is off, so that it disturbs nobody.
+The limits: `aggregate` is the SELECT from jobs and tasks to rows with sketches, run bare; `plain` is SQL by hand,
+without percentiles and sketch, in the fastest of three shapes. For a first load both are an INSERT SELECT into an empty
+table; no limit keeps facts. `ours` is the run of the asset by Dagster, all promises kept. The server syncs to disk;
+autovacuum is off, so that it disturbs nobody.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 
 import click
@@ -30,20 +31,23 @@ from pipelines.local import ROOT
 from tests.benchmarks import data
 from tests.benchmarks.candidates import (
     AGGREGATE,
+    BUSY,
     BY_DAY,
+    DATED,
     INSERT_AGGREGATE,
     INSERT_PLAINS,
-    LEDGER,
+    OUR_TABLES,
     OURS,
     OURSELVES,
     PLAINS,
+    QUIET,
     STATEMENTS,
     Candidate,
     Frames,
     each_tenant,
 )
 from tests.benchmarks.measure import Process, Run, reference_differences, result_differences, right_frame
-from tests.benchmarks.results import INDEX, MANY, TOLD_FROM_TENANTS, Row, ratio_of, table_of, targets
+from tests.benchmarks.results import INDEX, MANY, POPULATION, TOLD_FROM_TENANTS, Row, ratio_of, table_of, targets
 from tests.benchmarks.users import USERS
 from tests.conftest import create_database, run, url_of
 from tests.server import running_server
@@ -55,14 +59,17 @@ runs: a tenant's year has some hundred thousand cells for each candidate."""
 SAMPLED_TENANTS, SAMPLED_DAYS = 8, 5
 """What a candidate gets that is too slow for a year of all."""
 OTHER_TABLES = ("stats_limit", "stats_plain", *(str(user.table) for user in USERS))
-TABLES = (OURS, LEDGER, *OTHER_TABLES)
+APART_DAYS = 7
+"""How far from each other the days are that are new in turn. Each run gets one of its own: to delete a day and compute
+it again leaves dead entries in the indexes, which no real run meets."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """`days`, the last ones of the year. What the table holds before each run is said by `before`:
+    """`days`, the last ones of the year, or up to the new day. What the tables hold before each run says `before`:
 
-    nothing; the year; the year, but the last day; the year, but for a hundredth of the jobs, which then changed.
+    nothing; the year; a new day: the year without it; changes: the year, then a hundredth of the jobs changed;
+    deletions: the year, then three tenths of the jobs were deleted, and no run has seen it; deleted: one has.
     """
 
     name: str
@@ -75,8 +82,9 @@ class Case:
 
 
 CASES = (
-    Case("one-day", "The last day, which is new", 1, "no last day"),
-    Case("nightly", "The last 3 days, one of them new", 3, "no last day"),
+    Case("one-day", "A day, which is new", 1, "a new day"),
+    Case("known-day", "A day that is known, nothing new", 1, "the year"),
+    Case("nightly", "3 days, the last of them new", 3, "a new day"),
     Case("first-year", "A year, for the first time", 365, "nothing", (INSERT_AGGREGATE, INSERT_PLAINS)),
     Case("same-year", "The same year again, unchanged", 365, "the year"),
     Case("changed-year", "The same year again, 1 % of its jobs changed", 365, "changes"),
@@ -90,27 +98,47 @@ CASES = (
         (),
     ),
 )
-MANY_TENANTS = Case(MANY, "The last day, which is new, of small tenants", 1, "no last day", users=())
-NAMES = [*(case.name + suffix for suffix in ("", INDEX) for case in CASES), MANY]
+# Who deletes jobs has other numbers than the source, and the users' tables would lose what ours keeps.
+DELETED_CASES = (
+    Case("deletions", "The same year again, 30 % of its jobs deleted", 365, "deletions", users=()),
+    Case("deleted-year", "The same year again, 30 % of its jobs deleted before", 365, "deleted", users=()),
+)
+MANY_TENANTS = Case(MANY, "A day, which is new, of small tenants", 1, "a new day", users=())
+_KINDS = (OURSELVES, STATEMENTS, BUSY, QUIET)
+POPULATION_CASES = (
+    Case(POPULATION, "A day, which is new, 9 of 10 tenants without a job", 1, "a new day", ours=_KINDS, users=()),
+    Case(f"{POPULATION}-known", "The same, the day is known", 1, "the year", ours=_KINDS, users=()),
+    Case(f"{POPULATION}-nightly", "3 days, the last of them new", 3, "a new day", ours=_KINDS, users=()),
+)
+NAMES = [
+    *(case.name + suffix for suffix in ("", INDEX) for case in CASES),
+    *(case.name for case in (*DELETED_CASES, *POPULATION_CASES)),
+    MANY,
+]
 
 
 @dataclass(frozen=True)
 class Size:
-    """`cases` and `indexed`: what is run without and with the index. `many`: numbers of tenants with 100 jobs each."""
+    """`cases` and `indexed`: what is run without and with the index. `population`: how many tenants it has. `many`:
+    numbers of tenants with 100 jobs each."""
 
     tenants: int
     jobs: int
     rounds: int
     cases: tuple[str, ...]
     indexed: tuple[str, ...]
+    population: int
     many: tuple[int, ...]
     shared_buffers: str
 
 
 _ALL = tuple(case.name for case in CASES)
+_POPULATION = tuple(case.name for case in POPULATION_CASES)
+_FEW = tuple(name for name in _ALL if name != "day-by-day")
+_DELETED = tuple(case.name for case in DELETED_CASES)
 SIZES = {
-    "small": Size(10, 2_000, 2, ("one-day", "first-year", "same-year"), (), (), "512MB"),
-    "full": Size(1_000, 10_000, 5, _ALL, _ALL, (1, 100, 10_000), "4GB"),
+    "small": Size(10, 2_000, 2, (*_FEW, *_DELETED, *_POPULATION), (), 100, (), "512MB"),
+    "full": Size(1_000, 10_000, 5, (*_ALL, *_DELETED, *_POPULATION), _ALL, 10_000, (1, 100, 10_000), "4GB"),
 }
 
 
@@ -123,6 +151,7 @@ class Bench:
         self.processes: dict[str, Process] = {}
         self.filled: set[str] = set()
         self.changes = 0
+        self.whole: Frames = {}  # What was right before jobs were deleted.
 
     def close(self) -> None:
         for process in self.processes.values():
@@ -138,21 +167,21 @@ class Bench:
         each_tenant(self.conninfo, self.tenants, work)
 
     def run_case(self, case: Case, suffix: str = "") -> list[Row]:
-        first, last = data.LAST - timedelta(days=case.days - 1), data.LAST
         aggregate, plains = case.limits
         candidates = [aggregate, *plains, *case.ours, *(user for user in case.users if not user.missing())]
+        self._prepare_case(case)
         rows = {one.name: self._row(case, suffix, one) for one in candidates}
         bar = self.progress.add_task(f"{case.name}{suffix}", total=len(candidates) + self.rounds * len(candidates))
 
         # Warming up: each candidate once, watched, and compared. The shapes of the plain limit compete here.
-        right: Frames = {}
+        right: dict[tuple[date, date], Frames] = {}
         fastest: dict[str, float] = {}
         for one in candidates:
             self.progress.update(bar, description=f"{case.name}{suffix}, warming up: {one.name}")
             changes = self.changes
             self._prepare(case, one)
             try:
-                run = self._run(case, one, watched=True)
+                run = self._run(case, one, 0, watched=True)
             except Exception as error:
                 if one.kind != "user's":
                     raise
@@ -160,12 +189,15 @@ class Bench:
                 self.progress.advance(bar)
                 continue
             rows[one.name].watched = run.watched
-            if not right or self.changes != changes:
-                right = self._right(first, last)
-            rows[one.name].wrong = self._differences(case, one, right)
+            if self.changes != changes:
+                right.clear()
+            window = self._window(case, one, 0)
+            if window not in right:
+                right[window] = self._right(*window)
+            rows[one.name].wrong = self._differences(case, one, right[window])
             if one in plains:
                 self._prepare(case, one)
-                fastest[one.name] = min(run.seconds, self._run(case, one).seconds)
+                fastest[one.name] = min(run.seconds, self._run(case, one, 0).seconds)
             self.progress.advance(bar)
         plain = min((one for one in plains if not rows[one.name].wrong), key=lambda one: fastest[one.name])
         kept = [aggregate, case.ours[0], plain, *case.ours[1:], *(one for one in candidates if one in case.users)]
@@ -176,7 +208,7 @@ class Bench:
             for one in kept if number % 2 == 0 else reversed(kept):
                 self.progress.update(bar, description=f"{case.name}{suffix}, round {number + 1}: {one.name}")
                 self._prepare(case, one)
-                rows[one.name].runs.append(self._run(case, one))
+                rows[one.name].runs.append(self._run(case, one, number + 1))
                 self.progress.advance(bar)
         self.progress.update(bar, description=f"{case.name}{suffix}")
 
@@ -188,22 +220,45 @@ class Bench:
         return [rows[one.name] for one in candidates if one in kept or rows[one.name].wrong]
 
     def _row(self, case: Case, suffix: str, one: Candidate) -> Row:
-        tenants, days = self._part(case, one)
+        tenants, days = self._part(case, one, 0)
         scale = len(self.tenants) / len(tenants) * case.days / days
         return Row(case.name + suffix, one.name, one.kind, len(self.tenants), scale)
 
-    def _part(self, case: Case, one: Candidate) -> tuple[Sequence[str], int]:
+    def _window(self, case: Case, one: Candidate, number: int) -> tuple[date, date]:
+        """The first and the last day of a case, for a candidate's run of this number."""
+        last = data.LAST
+        if case.before == "a new day":
+            # Ours leave what they have done in one table, so that each needs a new day of its own.
+            place = case.ours.index(one) if one in case.ours else 0
+            last -= timedelta(days=APART_DAYS * (number * len(case.ours) + place))
+        return last - timedelta(days=case.days - 1), last
+
+    def _part(self, case: Case, one: Candidate, number: int) -> tuple[Sequence[str], int]:
         """The tenants and the number of days, up to the last, that a candidate gets."""
+        if one.only:
+            has_jobs = self._tenants_with_jobs(*self._window(case, one, number))
+            return [tenant for tenant in self.tenants if (tenant in has_jobs) == (one.only == "busy")], case.days
         if one.sampled and case.days > SAMPLED_DAYS:
             if one.by_day:
                 return self.tenants, SAMPLED_DAYS
             return self.tenants[: max(SAMPLED_TENANTS, len(self.tenants) // 20)], case.days
         return self.tenants, case.days
 
-    def _run(self, case: Case, one: Candidate, *, watched: bool = False) -> Run:
+    def _run(self, case: Case, one: Candidate, number: int, *, watched: bool = False) -> Run:
         process = self.processes.setdefault(one.name, Process(one))
-        tenants, days = self._part(case, one)
-        return process.run(self.conninfo, tenants, data.LAST - timedelta(days=days - 1), data.LAST, watched=watched)
+        tenants, days = self._part(case, one, number)
+        _, last = self._window(case, one, number)
+        return process.run(self.conninfo, tenants, last - timedelta(days=days - 1), last, watched=watched)
+
+    def _tenants_with_jobs(self, first: date, last: date) -> set[str]:
+        def work(connection: psycopg.Connection[Any], tenant: str) -> bool:
+            row = connection.execute(
+                f"SELECT EXISTS (SELECT FROM {tenant}.marketplace_jobs WHERE completed_at >= '{first} 00:00Z' "
+                f"AND completed_at < '{last + timedelta(days=1)} 00:00Z')".encode()
+            ).fetchone()
+            return bool(row and row[0])
+
+        return {tenant for tenant, has_jobs in each_tenant(self.conninfo, self.tenants, work).items() if has_jobs}
 
     def _right(self, first: Any, last: Any) -> Frames:
         step = max(1, len(self.tenants) // COMPARED_TENANTS)
@@ -216,16 +271,41 @@ class Bench:
         return right
 
     def _differences(self, case: Case, one: Candidate, right: Frames) -> list[str]:
-        tenants, days = self._part(case, one)
+        tenants, days = self._part(case, one, 0)
+        if self.whole and one.table == OURS:
+            right = self.whole
         some = {tenant: frame for tenant, frame in right.items() if tenant in set(tenants)}
-        first = data.LAST - timedelta(days=days - 1)
-        return result_differences(one, self.conninfo, some, first, data.LAST)
+        _, last = self._window(case, one, 0)
+        return result_differences(one, self.conninfo, some, last - timedelta(days=days - 1), last)
+
+    def _prepare_case(self, case: Case) -> None:
+        """What the source and all tables must hold before the case."""
+        if case.before == "a new day":
+            runs = range((self.rounds + 1) * len(case.ours))
+            new = ", ".join(f"'{data.LAST - timedelta(days=APART_DAYS * number)}'" for number in runs)
+            for one in (*case.ours, *case.users):
+                if one.table not in self.filled:
+                    self._fill(one)
+            tables = [*DATED, *(str(user.table) for user in case.users)]
+            self.each(*(f"DELETE FROM {{0}}.{table} WHERE date IN ({new})" for table in tables))
+            self.each(*(f"VACUUM ANALYZE {{0}}.{table}" for table in tables))
+            self.filled.clear()  # Whoever needs the whole year has to fill it again.
+        elif case.before in ("deletions", "deleted") and not self.whole:
+            self._fill(STATEMENTS)
+            self.whole = self._right(data.FIRST, data.LAST)
+            self.each(
+                "DELETE FROM {0}.marketplace_tasks WHERE abs(hashint4(job_id)::bigint) % 10 < 3",
+                "DELETE FROM {0}.marketplace_jobs WHERE abs(hashint4(id)::bigint) % 10 < 3",
+                "VACUUM ANALYZE {0}.marketplace_tasks",
+                "VACUUM ANALYZE {0}.marketplace_jobs",
+            )
+            self._run(_YEAR, STATEMENTS, 0)
 
     def _prepare(self, case: Case, one: Candidate) -> None:
         """What the candidate's table must hold before it is run."""
-        if not one.table:
+        if not one.table or case.before == "a new day":
             return
-        tables = (OURS, LEDGER) if one.table == OURS else (one.table,)
+        tables = OUR_TABLES if one.table == OURS else (one.table,)
         if case.before == "nothing":
             self.each(*(f"TRUNCATE {{0}}.{table}" for table in tables))
             # Day by day, only a part of the year comes back.
@@ -238,30 +318,55 @@ class Bench:
         # The users' candidates write all rows, whatever changed, so that the changes before our runs do for all.
         if case.before == "changes" and one.table == OURS:
             self._change()
-        if case.before == "no last day":
-            self.each(*(f"DELETE FROM {{0}}.{table} WHERE date = '{data.LAST}'" for table in tables))
+        if case.before == "deletions":
+            facts = "{0}.marketplace_job_facts"
+            self.each(
+                f"UPDATE {facts} SET deleted_at = NULL WHERE deleted_at IS NOT NULL",
+                f"VACUUM ANALYZE {facts}",
+                f"SELECT count(*) FROM {facts} WHERE deleted_at IS NULL",
+            )
 
     def _fill(self, one: Candidate) -> None:
         """The year, computed by us; others get a copy."""
         if OURS not in self.filled:
-            year = Case("", "", data.DAYS, "the year")
-            self._run(year, STATEMENTS)
+            self._run(_YEAR, STATEMENTS, 0)
             self.filled.add(OURS)
         if one.table != OURS:
             table = f"{{0}}.{one.table}"
             self.each(f"TRUNCATE {table}", f"INSERT INTO {table} SELECT * FROM {{0}}.{OURS}", f"VACUUM ANALYZE {table}")
         else:
-            self.each(f"VACUUM ANALYZE {{0}}.{OURS}", f"VACUUM ANALYZE {{0}}.{LEDGER}")
+            self.each(*(f"VACUUM ANALYZE {{0}}.{table}" for table in OUR_TABLES))
         self.filled.add(str(one.table))
 
     def _change(self) -> None:
-        """Changes every hundredth job, others each time, and reads all, so that nobody pays for hint bits."""
+        """Changes a hundredth of the jobs, others each time, and reads all, so that nobody pays for hint bits."""
         self.changes += 1
         self.each(
             "UPDATE {0}.marketplace_jobs SET retry_count = retry_count + 1 "
-            f"WHERE id % 100 = {self.changes % 100} AND status IN ('completed', 'failed')",
+            f"WHERE abs(hashint4(id)::bigint) % 100 = {self.changes % 100} AND status IN ('completed', 'failed')",
             "SELECT count(*) FROM {0}.marketplace_jobs WHERE retry_count >= 0",
         )
+
+    def sizes(self) -> str:
+        """How large the year of all tenants is, computed by us, in a sentence."""
+        self._fill(STATEMENTS)
+
+        def work(connection: psycopg.Connection[Any], tenant: str) -> tuple[int, ...]:
+            tables = ("marketplace_jobs", "marketplace_tasks", *OUR_TABLES)
+            counted = f"(SELECT count(*) FROM {tenant}.marketplace_job_facts)"
+            columns = [counted, *(f"pg_total_relation_size('{tenant}.{table}')" for table in tables)]
+            return tuple(connection.execute(f"SELECT {', '.join(columns)}".encode()).fetchall()[0])
+
+        found = each_tenant(self.conninfo, self.tenants, work).values()
+        count, jobs, tasks, *ours = (sum(numbers) for numbers in zip(*found, strict=True))
+        facts = ours[OUR_TABLES.index("marketplace_job_facts")]
+        return (
+            f"{count:,} facts of {facts / count:.0f} bytes with their indexes, {facts / (jobs + tasks):.2f} of the "
+            f"source's tables and indexes; everything of ours {sum(ours) / (jobs + tasks):.2f}"
+        )
+
+
+_YEAR = Case("", "", data.DAYS, "the year")
 
 
 def run_all(
@@ -287,9 +392,10 @@ def run_all(
         save(rows)
         progress.console.print(table_of(f"{case.name}{suffix}: {case.title}; {of}", found), "")
 
-    if any(name != MANY for name in wanted):
-        of = f"{size.tenants:,} tenants with {size.jobs:,} jobs each, medians of {size.rounds} rounds"
+    of = f"{size.tenants:,} tenants with {size.jobs:,} jobs each, medians of {size.rounds} rounds"
+    if any(case.name + suffix in wanted for case in CASES for suffix in ("", INDEX)):
         with contextlib.closing(database("bench", size.tenants, size.jobs)) as bench:
+            progress.console.print(bench.sizes(), "")
             for case in CASES:
                 if case.name in wanted:
                     show(case, bench.run_case(case), "", of)
@@ -300,6 +406,18 @@ def run_all(
                 bench.each("VACUUM ANALYZE {0}.marketplace_jobs")
             for case in indexed:
                 show(case, bench.run_case(case, INDEX), INDEX, of)
+    for name, cases, tenants, jobs in (
+        ("deleted", DELETED_CASES, size.tenants, size.jobs),
+        # So few that nine of ten tenants have no job on a day.
+        ("population", POPULATION_CASES, size.population, (data.DAYS + data.BEFORE) // 10),
+    ):
+        if not any(case.name in wanted for case in cases):
+            continue
+        of = f"{tenants:,} tenants with {jobs:,} jobs each, medians of {size.rounds} rounds"
+        with contextlib.closing(database(name, tenants, jobs)) as bench:
+            for case in cases:
+                if case.name in wanted:
+                    show(case, bench.run_case(case), "", of)
     if MANY in wanted:
         for tenants in size.many or SIZES["full"].many:
             with contextlib.closing(database(f"many_{tenants}", tenants, 100)) as bench:
@@ -313,8 +431,16 @@ def run_all(
 @click.option("--tenants", type=int, help="How many tenants, instead of the size's.")
 @click.option("--jobs", type=int, help="How many jobs each, and three times as many tasks.")
 @click.option("--rounds", type=int, help="How many rounds.")
+@click.option("--population", type=int, help="How many small tenants, of which most have no job on a day.")
 @click.option("--only", multiple=True, type=click.Choice(NAMES), help="Only this; may be given several times.")
-def main(size: str, tenants: int | None, jobs: int | None, rounds: int | None, only: tuple[str, ...]) -> None:
+def main(
+    size: str,
+    tenants: int | None,
+    jobs: int | None,
+    rounds: int | None,
+    population: int | None,
+    only: tuple[str, ...],
+) -> None:
     base = SIZES[size]
     chosen = Size(
         tenants or base.tenants,
@@ -322,6 +448,7 @@ def main(size: str, tenants: int | None, jobs: int | None, rounds: int | None, o
         rounds or base.rounds,
         base.cases,
         base.indexed,
+        population or base.population,
         base.many,
         base.shared_buffers if not tenants else SIZES["full"].shared_buffers,
     )
