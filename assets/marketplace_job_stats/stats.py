@@ -257,7 +257,7 @@ UPDATE = Statement(
     differs=" OR ".join(f"counted.{name} IS DISTINCT FROM stored.{name}" for name in NUMBERS),
     falls=_FALLS,
     known_differs=" OR ".join(
-        f"stored.{name} IS NOT NULL AND counted.{name} IS DISTINCT FROM stored.{name}" for name in NUMBERS
+        f"counted.{name} IS DISTINCT FROM coalesce(stored.{name}, counted.{name})" for name in COUNTS
     ),
     assignments=", ".join(f"{name} = difference.{name}" for name in NUMBERS),
 )
