@@ -132,6 +132,8 @@ def test_the_weekly_run_tells_what_came_late(connection: psycopg.Connection[Any]
 
 def test_a_changed_time_zone_is_refused_until_all_days_are_recomputed(connection: psycopg.Connection[Any]) -> None:
     """Promise 17: days of two zones would overlap, so a run that would leave some of the old ones writes nothing."""
+    late = job(id=40, completed_at="2026-01-16 23:30Z", started_at="2026-01-16 23:29Z")
+    application.insert(connection, "user_2", "marketplace_jobs", [late])
     materialize("2026-01-14", "2026-01-17")
     before = {schema: versions(connection, schema) for schema in TENANTS}
     paris = {"STATS_TIMEZONE": "Europe/Paris"}
@@ -147,7 +149,16 @@ def test_a_changed_time_zone_is_refused_until_all_days_are_recomputed(connection
         ) in failure(run)
     assert {schema: versions(connection, schema) for schema in TENANTS} == before
 
+    # A job that is gone meanwhile has another day in the new zone, too.
+    connection.execute("DELETE FROM user_2.marketplace_jobs WHERE id = 40")
+    materialize("2026-01-16", tenants=["user_2"])
     assert materialize("2026-01-14", "2026-01-18", environment=paris).success
+    found = connection.execute(
+        "SELECT date::text, deleted_at IS NULL FROM user_2.marketplace_job_facts WHERE job_id = 40"
+    )
+    assert found.fetchall() == [("2026-01-17", False)]
+    query = "SELECT sum(total_jobs)::int FROM user_2.marketplace_job_stats WHERE date = '2026-01-17'"
+    assert connection.execute(query).fetchall() == [(2,)]
     zones = connection.execute("SELECT DISTINCT time_zone FROM user_2.marketplace_job_stats_days").fetchall()
     assert zones == [("Europe/Paris",)]
     assert materialize("2026-01-18", environment=paris, schedule="nightly").success
