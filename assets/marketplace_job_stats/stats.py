@@ -300,6 +300,40 @@ HELD_BACK = Statement(
 """Of these days, whose numbers no facts account for, those that must stay as they are: a number would fall, and it was
 exact, or the source is not evidently complete. `starts`: when each of the days begins."""
 
+_ENTRY = (
+    "date",
+    "outcome",
+    "time_zone",
+    "job_count",
+    "task_count",
+    "stored_job_count",
+    "stored_task_count",
+    "unknown_marketplace_count",
+    "bad_duration_count",
+    "run_id",
+    "changed_at",
+    "definition",
+    "no_start_count",
+    "row_count",
+    "row_versions",
+)
+_ASSIGNMENTS = ", ".join(f"{name} = excluded.{name}" for name in _ENTRY if name != "date")
+
+ENTER_EMPTY = Statement(
+    """
+    INSERT INTO {schema}.marketplace_job_stats_days ({columns})
+    SELECT date, outcome, %(time_zone)s, 0, 0, 0, 0, unknown_marketplace, 0, %(run_id)s, now(), definition, 0, 0, NULL
+      FROM unnest(%(days)s::date[], %(outcomes)s::text[], %(definitions)s::smallint[],
+                  %(unknown_marketplace)s::integer[]) AS day (date, outcome, definition, unknown_marketplace)
+     WHERE NOT EXISTS (SELECT FROM {schema}.marketplace_job_facts AS fact WHERE fact.date = ANY (%(days)s::date[]))
+        ON CONFLICT (date) DO UPDATE SET {assignments}
+    RETURNING date""",
+    columns=", ".join(_ENTRY),
+    assignments=_ASSIGNMENTS,
+)
+"""Enters days of which no row is stored, if none of them has facts; else it does nothing, and returns no row. For most
+tenants that is all there is to do on most days. Parameters: those of ENTER."""
+
 ENTER = Statement(
     """
     WITH stored AS (
@@ -353,26 +387,8 @@ ENTER = Statement(
             _tasks("task_retry_count", "bigint"),
         ]
     ),
-    columns=", ".join(
-        _ENTRY := (
-            "date",
-            "outcome",
-            "time_zone",
-            "job_count",
-            "task_count",
-            "stored_job_count",
-            "stored_task_count",
-            "unknown_marketplace_count",
-            "bad_duration_count",
-            "run_id",
-            "changed_at",
-            "definition",
-            "no_start_count",
-            "row_count",
-            "row_versions",
-        )
-    ),
-    assignments=", ".join(f"{name} = excluded.{name}" for name in _ENTRY if name != "date"),
+    columns=", ".join(_ENTRY),
+    assignments=_ASSIGNMENTS,
     compared=", ".join(f"ledger.{name}" for name in _ENTRY if name not in ("date", "run_id", "changed_at")),
     excluded=", ".join(f"excluded.{name}" for name in _ENTRY if name not in ("date", "run_id", "changed_at")),
     pairs=", ".join(f"stored.{name}, counted.{name}" for name in COUNTS),

@@ -116,7 +116,7 @@ def write_tenant(connection: sa.Connection, schema: str, spec: ComputeSpec, has_
         tenant = _Tenant(connection, schema, spec, has_tasks, result)
         tenant.look()
         tenant.compute(tenant.windows())
-        if result.written:
+        if tenant.has_written:  # What was written is told with what is stored now.
             tenant.look()
         if spec.count_no_end:
             for marketplace, action_type_id, count in stats.NO_END.run(connection, schema, {}):
@@ -134,6 +134,8 @@ class _Tenant:
         self._has_tasks, self._result = has_tasks, result
         self._known: dict[date, Day] = {}
         self._elsewhere: dict[date, str] = {}
+        self.has_written = False
+        """Whether anything but that days have no jobs."""
 
     def look(self) -> None:
         """Reads what is stored, and the ledger. Raises DefinitionError."""
@@ -154,7 +156,6 @@ class _Tenant:
             if day in dates:
                 counts = tuple(number or 0 for number in uncounted)
                 self._known[day] = Day(outcome, definition, job_count, counts, is_as_left, row_count or 0, sums)
-        # What was written is told with what is stored now.
         self._result.days |= {day: known for day, known in self._known.items() if day in self._result.days}
 
     def windows(self) -> list[Window]:
@@ -199,12 +200,14 @@ class _Tenant:
         }
         doubtful = self._doubtful(days, changes)
         held_back = set() if self._spec.allow_shrink else self._held_back(windows, doubtful)
-        self._write(days - held_back, outside, doubtful, changes)
         entered = {day: ("held_back" if day in held_back else "computed", DEFINITION) for day in days}
         for day, known in outside.items():
             entered[day] = ("computed", int(known.definition or 1))
             uncounted[day] = known.uncounted
-        self._enter(entered, uncounted)
+        if not self._enter_empty(entered, changed, uncounted):
+            self._write(days - held_back, outside, doubtful, changes)
+            self._enter(entered, uncounted)
+            self.has_written = bool(entered)
         nothing = Day(None, None, None, (0,) * len(REASONS), True, 0, (0,) * len(COUNTS))
         self._result.days |= {day: self._known.get(day, nothing) for day in asked}
         self._result.held_back |= held_back
@@ -339,26 +342,49 @@ class _Tenant:
         candidates = self._spec.catch_up or self._spec.window
         return day in candidates.dates and day not in self._known
 
-    def _enter(self, entered: Mapping[date, tuple[str, int]], uncounted: Mapping[date, Sequence[int]]) -> None:
-        """Enters these days into the ledger; raises ProofError if what is stored is not what was counted."""
-        if not entered:
-            return
+    def _enter_empty(
+        self,
+        entered: Mapping[date, tuple[str, int]],
+        changed: Collection[date],
+        uncounted: Mapping[date, tuple[int, ...]],
+    ) -> bool:
+        """Enters these days in one small statement, if neither rows nor facts are stored of any; whether it did."""
+        candidates = set((self._spec.catch_up or self._spec.window).dates)
+        stored = {day for day, it in self._known.items() if it.row_count}
+        if changed or not entered or not candidates.issuperset(entered) or stored.intersection(entered):
+            return False
+        if not self._run(stats.ENTER_EMPTY, self._entries(entered, uncounted)):
+            return False
+        for day in entered:
+            self._known[day] = Day("computed", DEFINITION, 0, uncounted[day], True, 0, (0,) * len(COUNTS))
+            self._result.written[day] = (0, 0, 0)
+        return True
+
+    def _entries(
+        self, entered: Mapping[date, tuple[str, int]], uncounted: Mapping[date, Sequence[int]]
+    ) -> dict[str, Any]:
+        """The parameters by which days are entered into the ledger."""
         days = sorted(entered)
-        parameters = {
+        return {
             "days": days,
             "outcomes": [entered[day][0] for day in days],
             "definitions": [entered[day][1] for day in days],
             "time_zone": self._spec.window.time_zone,
             "run_id": self._spec.run_id,
         } | {reason: [uncounted[day][place] for day in days] for place, reason in enumerate(REASONS)}
-        for day, *pairs in self._run(stats.ENTER, parameters):
+
+    def _enter(self, entered: Mapping[date, tuple[str, int]], uncounted: Mapping[date, Sequence[int]]) -> None:
+        """Enters these days into the ledger; raises ProofError if what is stored is not what was counted."""
+        if not entered:
+            return
+        for day, *pairs in self._run(stats.ENTER, self._entries(entered, uncounted)):
             for name, stored, counted in zip(COUNTS, pairs[::2], pairs[1::2], strict=True):
                 if stored != counted:
                     raise ProofError(
                         f"{MarketplaceJobStats.__tablename__} holds {name} = {stored} for {day}, but {counted} were "
                         "counted: look for a trigger or rule on the table"
                     )
-        for day in days:
+        for day in entered:
             self._result.written.setdefault(day, (0, 0, 0))
 
     def _run(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Any]:
