@@ -64,7 +64,8 @@ def test_a_signal_ends_with_the_summary(
     with psycopg.connect(old_database) as other:
         other.execute(f"LOCK TABLE user_10.{OLD} IN ACCESS SHARE MODE")
         with process(old_database, "-x", f"report={report}", "upgrade", "head") as running:
-            wait_until(old_connection, f"SELECT WHERE to_regclass('user_1.{NEW}') IS NOT NULL")
+            for tenant in ("user_1", "user_2"):
+                wait_until(old_connection, f"SELECT WHERE to_regclass('{tenant}.{NEW}') IS NOT NULL")
             running.send_signal(number)
             output = running.communicate(timeout=20)[0]
         other.rollback()
