@@ -225,8 +225,11 @@ def _finished_jobs(numbers: Mapping[str, int]) -> int:
 
 
 def _difference(change: Mapping[str, Any]) -> int:
-    """By how many jobs a row has changed."""
-    return abs(int(change["total_jobs_after"] or 0) - int(change["total_jobs_before"] or 0))
+    """By how many jobs a row has changed, failed ones twice."""
+    return sum(
+        abs(int(change[f"{name}_after"] or 0) - int(change[f"{name}_before"] or 0))
+        for name in ("total_jobs", "failure_count")
+    )
 
 
 def _spans(days: Mapping[str, Sequence[date]]) -> list[dict[str, Any]]:

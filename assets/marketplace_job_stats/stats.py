@@ -249,7 +249,9 @@ UPDATE = Statement(
     SELECT NULL, count(*), NULL, NULL,
            (SELECT json_agg(journal) FROM (
                 SELECT * FROM journal
-                 ORDER BY abs(coalesce(total_jobs_after, 0) - coalesce(total_jobs_before, 0)) DESC LIMIT 20) AS journal)
+                 ORDER BY abs(coalesce(total_jobs_after, 0) - coalesce(total_jobs_before, 0))
+                          + abs(coalesce(failure_count_after, 0) - coalesce(failure_count_before, 0)) DESC
+                 LIMIT 20) AS journal)
       FROM journal""",
     counted=COUNTED,
     columns=", ".join((*KEY, *NUMBERS)),
