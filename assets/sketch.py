@@ -27,14 +27,24 @@ ZERO_KEY = -1
 """The key of 0 ms. That of 1 ms is 0."""
 
 
-def key_of(ms: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
-    """The bucket of a value in whole milliseconds, as SQL; null for null."""
-    logarithm = sa.func.ln(sa.cast(ms, sa.Double)) / sa.literal(math.log(GAMMA), sa.Double, literal_execute=True)
-    return sa.case((ms == 0, ZERO_KEY), (ms > 0, sa.cast(sa.func.ceil(logarithm), sa.Integer)))
+def bucket(ms: str) -> str:
+    """The key of a value in whole milliseconds, as SQL, from SQL; null for null."""
+    return (
+        f"CASE WHEN {ms} > 0 THEN ceil(ln({ms}::float8) / {math.log(GAMMA)!r}::float8)::integer "
+        f"WHEN {ms} = 0 THEN {ZERO_KEY} END"
+    )
+
+
+def middle(key: str) -> str:
+    """The value in milliseconds that stands for a bucket, as SQL, from SQL; null for null."""
+    return (
+        f"CASE WHEN {key} = {ZERO_KEY} THEN 0::float8 "
+        f"WHEN {key} >= 0 THEN {2 / (GAMMA + 1)!r}::float8 * power({GAMMA!r}::float8, {key}::float8) END"
+    )
 
 
 def middle_of(key: sa.ColumnElement[int]) -> sa.ColumnElement[float]:
-    """The value in milliseconds that stands for a bucket, as SQL."""
+    """The same for a column, where there is a bucket."""
     gamma, factor = (sa.literal(x, sa.Double, literal_execute=True) for x in (GAMMA, 2 / (GAMMA + 1)))
     return sa.case((key == ZERO_KEY, 0.0), else_=factor * sa.func.power(gamma, sa.cast(key, sa.Double)))
 
@@ -98,19 +108,6 @@ class Measure:
             sa.func.array_agg(aggregate_order_by(buckets.c.bucket_count, buckets.c.key)).label(self.counts),
             sa.cast(VERSION, sa.SmallInteger).label(self.version),
         ]
-
-    def percentile_keys(self, key: sa.ColumnElement[int]) -> sa.ColumnElement[Any]:
-        """The buckets of the percentiles, as an array, from the bucket of each value. An aggregate, as SQL.
-
-        Its rank is ceil(q n) in doubles. That is exact: where q n is a whole number, the product is rounded to it, for
-        the doubles next to 19/20 and 99/100 are nearer to them than half of what a product can tell apart.
-        """
-        shares = sa.cast([n / d for n, d in self.percentiles.values()], sa.ARRAY(sa.Double))
-        return sa.type_coerce(sa.func.percentile_disc(shares).within_group(key), sa.ARRAY(sa.Integer))
-
-    def percentile_columns(self, keys: sa.ColumnElement[Any]) -> list[sa.ColumnElement[Any]]:
-        """The percentiles as columns, from a column that `percentile_keys` has made."""
-        return [middle_of(keys[place]).label(name) for place, name in enumerate(self.percentiles, start=1)]
 
     def merged(self, rows: sa.FromClause, by: Sequence[str]) -> sa.Select[Any]:
         """The sketches of these rows merged: one row for each group of the columns `by`, with sketch and percentiles.

@@ -3,8 +3,6 @@
 Parameters of all: those of `Window.parameters`, `days` (an array of dates), and what each statement names.
 """
 
-import math
-
 from assets import sketch
 from assets.marketplace_job_stats.facts import FINISHED, KNOWN, RAN
 from assets.marketplace_job_stats.statement import Statement
@@ -42,24 +40,6 @@ NUMBERS = (
 )
 """All that is computed for a row."""
 KEY = ("date", "action_type_id", "marketplace")
-
-_LN_GAMMA, _FACTOR = math.log(sketch.GAMMA), 2 / (sketch.GAMMA + 1)
-
-
-def _bucket(ms: str) -> str:
-    """The key of a time's bucket in a sketch: see `sketch`."""
-    return (
-        f"CASE WHEN {ms} > 0 THEN ceil(ln({ms}::float8) / {_LN_GAMMA!r}::float8)::integer "
-        f"WHEN {ms} = 0 THEN {sketch.ZERO_KEY} END"
-    )
-
-
-def _middle(key: str) -> str:
-    """The time that stands for a bucket."""
-    return (
-        f"CASE WHEN {key} = {sketch.ZERO_KEY} THEN 0::float8 "
-        f"WHEN {key} >= 0 THEN {_FACTOR!r}::float8 * power({sketch.GAMMA!r}::float8, {key}::float8) END"
-    )
 
 
 def _counts(of: str) -> str:
@@ -120,13 +100,13 @@ COUNTED = f"""
                    {_tasks("task_success_count", "integer")},
                    {_tasks("task_failure_count", "integer")},
                    {_tasks("task_retry_count", "bigint")},
-                   array_agg({_middle("duration_key")} ORDER BY duration_key) AS durations,
+                   array_agg({sketch.middle("duration_key")} ORDER BY duration_key) AS durations,
                    array_agg(DISTINCT duration_key ORDER BY duration_key)
                        FILTER (WHERE duration_key IS NOT NULL) AS duration_keys,
-                   array_agg({_middle("wait_key")} ORDER BY wait_key) AS waits,
+                   array_agg({sketch.middle("wait_key")} ORDER BY wait_key) AS waits,
                    array_agg(DISTINCT wait_key ORDER BY wait_key) FILTER (WHERE wait_key IS NOT NULL) AS wait_keys
-              FROM (SELECT *, {_bucket("duration_ms")} AS duration_key,
-                           CASE WHEN status IN {RAN} THEN {_bucket("wait_ms")} END AS wait_key
+              FROM (SELECT *, {sketch.bucket("duration_ms")} AS duration_key,
+                           CASE WHEN status IN {RAN} THEN {sketch.bucket("wait_ms")} END AS wait_key
                       FROM {{schema}}.marketplace_job_facts
                      WHERE date = ANY (%(days)s::date[])) AS fact
              GROUP BY date, action_type_id, marketplace

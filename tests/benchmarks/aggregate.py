@@ -7,13 +7,14 @@ The finished jobs are read once, and held; jobs, tasks and buckets of durations 
 three numbers, and only the sums are joined. To group each job's tasks first, and then the jobs, would sort them twice.
 """
 
+import math
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.dialects.postgresql.psycopg import PGCompiler_psycopg, PGDialect_psycopg
 
-from assets.sketch import DURATION, key_of
+from assets.sketch import DURATION, GAMMA, ZERO_KEY, middle_of
 from models import MARKETPLACES, TENANT
 from models.sources import MarketplaceJob, MarketplaceTask
 
@@ -94,6 +95,18 @@ def finished_jobs() -> sa.CTE:
     )
 
 
+def _key_of(ms: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+    """The bucket of a duration; null for null."""
+    logarithm = sa.func.ln(sa.cast(ms, sa.Double)) / sa.literal(math.log(GAMMA), sa.Double, literal_execute=True)
+    return sa.case((ms == 0, ZERO_KEY), (ms > 0, sa.cast(sa.func.ceil(logarithm), sa.Integer)))
+
+
+def _percentile_keys(key: sa.ColumnElement[int]) -> sa.ColumnElement[Any]:
+    """The buckets of the percentiles, as an array. Their ranks are ceil(q n) in doubles, which is exact here."""
+    shares = sa.cast([n / d for n, d in DURATION.percentiles.values()], sa.ARRAY(sa.Double))
+    return sa.type_coerce(sa.func.percentile_disc(shares).within_group(key), sa.ARRAY(sa.Integer))
+
+
 def counted_rows(finished: sa.CTE, days: sa.CTE) -> sa.CTE:
     """One row per action type, marketplace and date, with every column of NUMBERS, in the types of the table's columns.
 
@@ -102,7 +115,7 @@ def counted_rows(finished: sa.CTE, days: sa.CTE) -> sa.CTE:
     by = [finished.c[name] for name in _ROW]
     is_known = finished.c.marketplace_number.is_not(None)
     duration_ms = finished.c.duration_ms
-    key = key_of(duration_ms)
+    key = _key_of(duration_ms)
     job_sums = (
         sa.select(
             *by,
@@ -113,7 +126,7 @@ def counted_rows(finished: sa.CTE, days: sa.CTE) -> sa.CTE:
             sa.func.coalesce(sa.func.sum(finished.c.retry_count).filter(finished.c.ran), 0).label("retry_count"),
             sa.cast(sa.func.count(duration_ms), sa.Integer).label("duration_count"),
             sa.func.coalesce(sa.func.sum(duration_ms), 0).label("duration_sum_ms"),
-            DURATION.percentile_keys(key).label("percentile_keys"),
+            _percentile_keys(key).label("percentile_keys"),
         )
         .where(is_known)
         .group_by(*by)
@@ -168,7 +181,10 @@ def counted_rows(finished: sa.CTE, days: sa.CTE) -> sa.CTE:
             or_zero(task_sums.c.task_retry_count).label("task_retry_count"),
             mean.label("avg_duration_ms"),
             *(sketches.c[name] for name in DURATION.sketch),
-            *DURATION.percentile_columns(job_sums.c.percentile_keys),
+            *(
+                middle_of(job_sums.c.percentile_keys[place]).label(name)
+                for place, name in enumerate(DURATION.percentiles, start=1)
+            ),
         )
         .select_from(
             job_sums.join(days, days.c.day_number == job_sums.c.day_number)
