@@ -170,6 +170,36 @@ def test_a_move_changes_both_days(connection: psycopg.Connection[Any], engine: s
     assert total_jobs(write(engine, day(25))) == [1]
 
 
+def test_a_move_is_found_from_its_new_day(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
+    """Whoever asks for the day that a job came to changes the day that it left."""
+    write(engine)
+    connection.execute("UPDATE user_2.marketplace_jobs SET completed_at = completed_at + interval '1 day' WHERE id = 1")
+    result = write(engine, day(16))
+    assert sorted(map(str, result.written)) == ["2026-01-15", "2026-01-16"]
+    assert connection.execute("SELECT total_jobs FROM user_2.marketplace_job_stats ORDER BY date").fetchall() == [
+        (1,),
+        (2,),
+    ]
+
+
+def test_a_job_that_comes_back_is_as_if_it_had_never_gone(
+    connection: psycopg.Connection[Any], engine: sa.Engine
+) -> None:
+    """A backup is restored: the mark goes, no number changes; the same id with another creation is another job."""
+    write(engine)
+    connection.execute("""
+        CREATE TABLE user_2.backup AS SELECT * FROM user_2.marketplace_jobs;
+        DELETE FROM user_2.marketplace_jobs WHERE id <= 2""")
+    write(engine)
+    gone = "SELECT job_id, deleted_at IS NOT NULL FROM user_2.marketplace_job_facts ORDER BY 1, created_at"
+    assert connection.execute(gone).fetchall() == [(1, True), (2, True), (3, False)]
+    connection.execute("INSERT INTO user_2.marketplace_jobs SELECT * FROM user_2.backup WHERE id = 1")
+    application.insert(connection, "user_2", "marketplace_jobs", [JOB | {"id": 2, "created_at": NOON}])
+    assert total_jobs(write(engine)) == [3, 1]
+    assert sorted(connection.execute(gone).fetchall()) == [(1, False), (2, False), (2, True), (3, False)]
+    assert [line[4:6] for line in journal(connection)] == [(2, 3)]
+
+
 def test_what_somebody_else_has_written_is_made_right(connection: psycopg.Connection[Any], engine: sa.Engine) -> None:
     """A live counter through the view, a person: found in every run over the day, also where no job has changed."""
     connection.execute("UPDATE user_2.marketplace_jobs SET marketplace = 'vinted'")
