@@ -40,7 +40,7 @@ definition: computed by an older one, held back, or never computed by the batch.
 what the definition before did not have, for instance waits.
 
 *When it is red*, the rows are there, without the tenants, or without the failure reasons of the tenants, that the error
-names. Mend what it says, and materialize the days again.
+names. Fix what it says, and materialize the days again.
 """
 
 

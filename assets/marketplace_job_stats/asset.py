@@ -64,7 +64,7 @@ definition of the numbers.
 
 
 class StatsConfig(dg.Config):
-    """What a run may be told."""
+    """The options of a run."""
 
     tenants: list[str] = Field(
         default=[], description="Schema names, for instance user_7; default all. The days are then only observed."

@@ -4,7 +4,7 @@ Parameters of all: those of `Window.parameters`, `days` (an array of dates), and
 """
 
 from assets import sketch
-from assets.marketplace_job_stats.facts import FINISHED, KNOWN, RAN
+from assets.marketplace_job_stats.facts import FINISHED, RAN
 from assets.marketplace_job_stats.statement import Statement
 
 JOB_COUNTS = (
@@ -275,7 +275,6 @@ HELD_BACK = Statement(
            < (SELECT sum(total_jobs) FROM {schema}.marketplace_job_stats WHERE date = falling.date)""",
     counted=COUNTED,
     finished=FINISHED,
-    known=KNOWN,
     ran=RAN,
     falls=_FALLS,
 )

@@ -95,11 +95,15 @@ class TenantResult:
 
     days: dict[date, Day] = field(default_factory=dict)
     written: dict[date, tuple[int, int, int]] = field(default_factory=dict)
-    held_back: set[date] = field(default_factory=set)
     sums: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
     uncounted: Counter[tuple[str, str, int]] = field(default_factory=Counter)
     change_count: int = 0
     changes: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def held_back(self) -> set[date]:
+        """Those of the days that keep their stored rows."""
+        return {day for day, it in self.days.items() if it.entry == "held_back"}
 
 
 def write_tenant(connection: sa.Connection, schema: str, spec: ComputeSpec, has_tasks: bool) -> TenantResult:
@@ -116,7 +120,7 @@ def write_tenant(connection: sa.Connection, schema: str, spec: ComputeSpec, has_
         tenant = _Tenant(connection, schema, spec, has_tasks, result)
         tenant.look()
         tenant.compute(tenant.windows())
-        if tenant.has_written:  # What was written is told with what is stored now.
+        if tenant.has_written:  # What was written is reported as it is stored now.
             tenant.look()
         if spec.count_no_end:
             for marketplace, action_type_id, count in stats.NO_END.run(connection, schema, {}):
@@ -210,7 +214,6 @@ class _Tenant:
             self.has_written = bool(entered)
         nothing = Day(None, None, None, (0,) * len(REASONS), True, 0, (0,) * len(COUNTS))
         self._result.days |= {day: self._known.get(day, nothing) for day in asked}
-        self._result.held_back |= held_back
 
     def _bring_in_line(
         self, windows: Iterable[Window]
@@ -319,13 +322,13 @@ class _Tenant:
         statement = stats.INSERT
         if not all(map(self._is_new, days)):
             statement = stats.UPDATE
-            told = [
+            happened = [
                 {"date": day.isoformat(), "action_type_id": action_type_id, "marketplace": marketplace, **change}
                 | {"is_forgetful": bool(change["is_forgetful"])}
                 for (day, action_type_id, marketplace), change in changes.items()
             ]
             parameters |= {
-                "changes": json.dumps(told),
+                "changes": json.dumps(happened),
                 "run_id": self._spec.run_id,
                 "redefined": sorted(day for day in asked if self._is_due(day)),
                 "shrinking": doubtful if self._spec.allow_shrink else [],

@@ -60,8 +60,8 @@ class Candidate:
     that it worked on, or are what `query` returns for a tenant.
 
     `packages` are the modules that it needs. Where `sampled`, it is too slow to be run whole: over a year it gets some
-    of the tenants only, or, if `by_day`, some of the days, and its time is told for all. `only`: the tenants that have
-    jobs in the window, or those that have none; its time is told as if all were like them.
+    of the tenants only, or, if `by_day`, some of the days, and its time is scaled up to all. `only`: the tenants that
+    have jobs in the window, or those that have none; its time is given as if all were like them.
     """
 
     name: str
