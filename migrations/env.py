@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -20,7 +21,7 @@ from alembic.util import CommandError
 from migrations import summary
 from migrations.grants import missing_shared_grants, run_role
 from migrations.plan import Command
-from migrations.runner import Migration, connect, read_record, read_records
+from migrations.runner import Migration, connect, read_record, read_records, repeated
 from migrations.shape import read_shape
 from migrations.states import has_legacy_view
 from migrations.tenant import Outcome
@@ -89,7 +90,7 @@ def main() -> int:
             if migration.is_interrupted():
                 interruption = "by a signal"
             elif name == "upgrade" and command.run_role:
-                _grant_shared(connection, command)
+                repeated(partial(_grant_shared, connection, command))
             if any(outcome.status == "done" for outcome in (*shared, *results.values())) and not command.dry_run:
                 make_durable(connection, name)
         except (sa.exc.DBAPIError, psycopg.Error) as error:
@@ -118,7 +119,10 @@ def _of_database(command: Command, engine: sa.Engine, connection: sa.Connection,
         ).one()
         owner = None
         if role.rolsuper:
-            owner = read_shape(connection, schemas[0])[1].owner
+            owner = connection.execute(
+                sa.text("SELECT quote_ident(pg_get_userbyid(nspowner)) FROM pg_namespace WHERE nspname = :schema"),
+                {"schema": schemas[0]},
+            ).scalar()
     records = [*read_record(engine, TEMPLATE_SCHEMA), *read_record(engine, SHARED)]
     newer = next((revision for revision in records if revision not in command.revisions), None)
     return replace(command, role=role.quote_ident, shared_owner=owner, newer=newer)
@@ -128,8 +132,12 @@ def _template_has_view(engine: sa.Engine) -> bool:
     """Whether the template, migrated, has the view under the old name. One that is not migrated says nothing."""
     if not read_record(engine, TEMPLATE_SCHEMA):
         return True
-    with engine.connect() as connection, connection.begin():
-        return has_legacy_view(read_shape(connection, TEMPLATE_SCHEMA)[1]) is not False
+
+    def read() -> bool:
+        with engine.begin() as connection:
+            return has_legacy_view(read_shape(connection, TEMPLATE_SCHEMA)[1]) is not False
+
+    return repeated(read)
 
 
 def _grant_shared(connection: sa.Connection, command: Command) -> None:

@@ -3,19 +3,23 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import psycopg
 import sqlalchemy as sa
 
 from migrations.plan import Command, Plans
-from migrations.shape import SESSION, VERSION, read_found
-from migrations.tenant import Limits, Outcome, look, migrate
-from pipelines.database import Working, create_engine
+from migrations.shape import SESSION, VERSION, Found, read_found
+from migrations.tenant import Limits, Outcome, is_race, look, migrate
+from pipelines.database import Working, create_engine, may_pass
 from pipelines.settings import Settings, UsageError
+
+T = TypeVar("T")
 
 BATCH = 50
 """How many schemas are looked at in one query, and given to a worker at once."""
@@ -177,14 +181,34 @@ class Migration:
                 yield outcome
 
 
+def repeated(step: Callable[[], T]) -> T:
+    """What `step` returns. It is repeated while another session, a second migrator for instance, changes or locks what
+    it needs, for as long as a lock is waited for; then its error is raised."""
+    patience_s = Settings.from_env().lock_timeout_ms / 1000
+    started = time.monotonic()
+    while True:
+        try:
+            return step()
+        except (sa.exc.DBAPIError, psycopg.Error) as error:
+            is_gone = getattr(getattr(error, "orig", error), "sqlstate", None) == "42P01"
+            is_transient = may_pass(error) or is_race(error) or is_gone
+            if not is_transient or time.monotonic() - started > patience_s:
+                raise
+        time.sleep(0.1)
+
+
 def read_records(engine: sa.Engine, schemas: Sequence[str]) -> dict[str, tuple[str, ...] | None]:
     """The version record of each schema; an empty one if there is none, None if another session keeps it locked."""
-    found: dict[str, tuple[str, ...] | None] = dict.fromkeys(schemas, ())
-    for start in range(0, len(schemas), 100):
+
+    def read(batch: Sequence[str]) -> dict[str, Found]:
         with engine.begin() as connection:
-            batch = read_found(connection, schemas[start : start + 100], sequences=False)
-            found |= {schema: None if each.is_locked else each.record or () for schema, each in batch.items()}
-    return found
+            return read_found(connection, batch, sequences=False)
+
+    records: dict[str, tuple[str, ...] | None] = dict.fromkeys(schemas, ())
+    for start in range(0, len(schemas), 100):
+        found = repeated(partial(read, schemas[start : start + 100]))
+        records |= {schema: None if each.is_locked else each.record or () for schema, each in found.items()}
+    return records
 
 
 def read_record(engine: sa.Engine, schema: str) -> tuple[str, ...]:

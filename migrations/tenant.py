@@ -139,7 +139,7 @@ def migrate(
         if shape is None:
             shape = _shape(connection, schema)
         outcome = _failed(schema, shape, error, command.role)
-        return replace(outcome, may_pass=may_pass(error) or _is_race(error))
+        return replace(outcome, may_pass=may_pass(error) or is_race(error))
     except Exception as error:  # Of a revision, for instance: it must not cost the others.
         return Outcome(schema, "failed", _state(schema, shape), str(error), remedy="correct the revision, if it is one")
 
@@ -187,8 +187,8 @@ def _is_as_found(driver: Any, schema: str, found: Found) -> bool:
     return found.record is None or driver.execute(record_of(schema)).fetchone()[0] == [*found.record]
 
 
-def _is_race(error: sa.exc.DBAPIError | psycopg.Error) -> bool:
-    """Whether somebody else has made or dropped the same thing meanwhile."""
+def is_race(error: sa.exc.DBAPIError | psycopg.Error) -> bool:
+    """Whether another session has made or dropped the same thing meanwhile."""
     original = getattr(error, "orig", error)
     sqlstate = getattr(original, "sqlstate", None)
     is_catalog = getattr(getattr(original, "diag", None), "schema_name", None) == "pg_catalog"

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,30 @@ def test_two_migrators_at_once_converge(old_database: str, old_connection: psyco
     for number in range(100, 160, 7):
         assert differences(old_database, f"user_{number}") == []
         assert old_connection.execute(f"SELECT version_num FROM user_{number}.{VERSION}").fetchall() == [("0002",)]
+
+
+def test_what_is_read_between_schemas_is_read_again_if_another_session_changes_it(
+    old_database: str, old_connection: psycopg.Connection[Any]
+) -> None:
+    """A version table that another session makes and drops all the while costs a command nothing, `current` neither."""
+    alembic(old_database, "upgrade", "head")
+    table = f"template_tenant.{VERSION}"
+    stopped = threading.Event()
+
+    def change() -> None:
+        with psycopg.connect(old_database, autocommit=True) as other:
+            while not stopped.is_set():
+                other.execute(f"ALTER TABLE {table} RENAME TO away")
+                other.execute(f"ALTER TABLE template_tenant.away RENAME TO {VERSION}")
+
+    with ThreadPoolExecutor(1) as pool:
+        changing = pool.submit(change)
+        try:
+            for _ in range(5):
+                alembic(old_database, "current")
+        finally:
+            stopped.set()
+        changing.result()
 
 
 def test_a_tenant_created_meanwhile_is_migrated_too(old_database: str, old_connection: psycopg.Connection[Any]) -> None:
