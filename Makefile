@@ -21,8 +21,11 @@ dev: install $(DAGSTER_HOME)/dagster.yaml ## Open Dagit, on the demo's data or o
 	@test -n "$$DATABASE_URL" || $(BIN)/python -m pipelines.demo --once
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dagster dev -w workspace.yaml
 
-test: install ## Run the tests, on a PostgreSQL of their own.
-	$(BIN)/python -m pytest
+# Tests wait for servers and processes as often as for a core: half as many more of them than cores.
+TEST_WORKERS ?= 3
+
+test: install ## Run the tests side by side, each worker on a PostgreSQL of its own.
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 lint: install ## Check style and types.
 	$(BIN)/ruff check .
