@@ -25,7 +25,7 @@ dev: install $(DAGSTER_HOME)/dagster.yaml ## Open Dagit, on the demo's data or o
 TEST_WORKERS ?= 3
 
 test: install ## Run the tests side by side, each worker on a PostgreSQL of its own.
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
 
 lint: install ## Check style and types.
 	$(BIN)/ruff check .

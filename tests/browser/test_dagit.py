@@ -23,7 +23,10 @@ from tests.integration.common import TENANTS
 from tests.integration.test_command_line import MATERIALIZE
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: no `chromium` is on the PATH")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: no `chromium` is on the PATH"),
+    pytest.mark.xdist_group("browser"),
+]
 
 TIMEOUT_MS = 60_000
 STATS, SUMMARY, REPORT = "marketplace_job_stats", "marketplace_daily_summary", "marketplace_report"

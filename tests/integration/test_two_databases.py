@@ -24,6 +24,9 @@ from tests.integration.test_alerts import Handler, Receiver
 from tests.integration.test_deploy import CODE, DAEMON, WEB, Deployment, dagster_url, example, free_port
 from tests.server import Server, server_to_control
 
+# One worker runs them all: what they look at takes long to make.
+pytestmark = pytest.mark.xdist_group("two_databases")
+
 JOBS = {"eu": 2, "us": 3}  # How many jobs a day each database has.
 YESTERDAY = datetime.now(UTC).date() - timedelta(1)
 LIMIT = 4  # Of one database's runs at once, in deploy/dagster.yaml.
