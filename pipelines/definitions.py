@@ -15,7 +15,8 @@ from assets.tenant_tables import build_tenant_tables, table_key
 from models.stats import MarketplaceJobStatsDay
 from pipelines.alerts import build_alert_sensor
 from pipelines.covering_index.job import covering_index_job
-from pipelines.migration import build_migration_schedule, migrate_tenants_job
+from pipelines.metrics import build_metrics_sensor, key_prefix_tags
+from pipelines.migration import build_migration_job, build_migration_schedule
 from pipelines.partitions import day_partitions
 from pipelines.resources import TenantDatabase
 from pipelines.schedules import build_schedules
@@ -38,9 +39,11 @@ def build_defs(settings: Settings) -> dg.Definitions:
         partitions, settings.sweep_days, settings.key_prefix, failure_reasons=settings.failure_reasons
     )
     yesterday_check = build_yesterday_check(partitions, table_key(MarketplaceJobStatsDay, settings.key_prefix))
+    tags = key_prefix_tags(settings)
     job = dg.define_asset_job(
         "marketplace_job_stats_job",
         selection=[stats],
+        tags=tags,
         description="Computes `marketplace_job_stats` for a range of days; its two schedules start it, at night and on "
         "Sundays. For a backfill use the asset's page: it does a whole range in one run, a job's backfill takes a run "
         "for each day.\n\n*When it is red*, the error names the tenants that were not computed, and what to do; the "
@@ -50,7 +53,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
     summary_job = dg.define_asset_job(
         "marketplace_daily_summary_job",
         selection=[summary],
-        tags=SOON,
+        tags=tags | SOON,
         description="Adds up the stats of all tenants, for a range of days. Its sensor starts it, after the stats have "
         "changed.\n\n*When it is red*, the error names the tenants that are missing in the sums. Mend what it says; "
         "the sensor starts it again the next day, or start it by hand.",
@@ -59,18 +62,19 @@ def build_defs(settings: Settings) -> dg.Definitions:
     report_job = dg.define_asset_job(
         "marketplace_report_job",
         selection=[report],
-        tags=SOON,
+        tags=tags | SOON,
         description="Makes the report page. Its sensor starts it, after each run of the summary.\n\n*When it is red*, "
         "the page from before is still there. Mend what the error says, and start it again.",
     )
     check_job = dg.define_asset_job(
         "yesterday_is_there_job",
         selection=dg.AssetSelection.checks(yesterday_check),
-        tags=SOON,
+        tags=tags | SOON,
         description="Warns if yesterday is not in the ledger of every tenant. Its schedule starts it in the morning."
         "\n\n*When it is red*, the check could not be made, for the reason that the error says. If only the check is "
         "red, it tells what to do.",
     )
+    migration_job = build_migration_job(tags)
     schedules = build_schedules(settings, partitions, stats.key, job.name, check_job.name)
     database = TenantDatabase(
         workers=settings.workers,
@@ -84,12 +88,13 @@ def build_defs(settings: Settings) -> dg.Definitions:
             *dg.with_source_code_references([stats, summary, report]),
         ],
         asset_checks=[yesterday_check],
-        jobs=[job, summary_job, report_job, check_job, migrate_tenants_job, covering_index_job],
-        schedules=[*schedules, build_migration_schedule(settings)],
+        jobs=[job, summary_job, report_job, check_job, migration_job, covering_index_job],
+        schedules=[*schedules, build_migration_schedule(settings, migration_job)],
         sensors=[
             build_summary_sensor(partitions, stats.key, summary.key, summary_job.name),
             build_report_sensor(summary.key, report_job.name),
             build_alert_sensor(settings),
+            build_metrics_sensor(settings),
         ],
         resources={"tenant_database": database, "summary_table": SummaryTable(database)},
         # A tenant is never a step, so there is nothing that a process per step could run at once.

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
@@ -71,17 +72,21 @@ def migrate_tenants(context: dg.OpExecutionContext) -> None:
         )
 
 
-@dg.job(name="migrate_tenants_job", description=DESCRIPTION)
-def migrate_tenants_job() -> None:
-    """The op alone."""
-    migrate_tenants()
+def build_migration_job(tags: Mapping[str, str]) -> dg.JobDefinition:
+    """The op alone; its runs have these tags."""
+
+    @dg.job(name="migrate_tenants_job", description=DESCRIPTION, tags=tags)
+    def migrate_tenants_job() -> None:
+        migrate_tenants()
+
+    return migrate_tenants_job
 
 
-def build_migration_schedule(settings: Settings) -> dg.ScheduleDefinition:
+def build_migration_schedule(settings: Settings, job: dg.JobDefinition) -> dg.ScheduleDefinition:
     """Every night at 00:10, before the stats are computed, so that yesterday's new customers are counted."""
     return dg.ScheduleDefinition(
         name="migrate_tenants_schedule",
-        job=migrate_tenants_job,
+        job=job,
         cron_schedule="10 0 * * *",
         execution_timezone=settings.time_zone,
         description=SCHEDULE_DESCRIPTION.format(time_zone=settings.time_zone),

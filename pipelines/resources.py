@@ -66,12 +66,17 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
             yield engine, connection
 
     def for_each(
-        self, engine: sa.Engine, items: Iterable[Item], work: Callable[[sa.Connection, Item], T]
+        self,
+        engine: sa.Engine,
+        items: Iterable[Item],
+        work: Callable[[sa.Connection, Item], T],
+        timeout_s: float | None = None,
     ) -> Generator[tuple[Item, T | Exception], None, None]:
         """Calls `work` for every tenant, or batch, on one of several connections; yields what it returned or raised.
 
         What may pass (a lock, a deadlock, a lost connection) is tried again a few times, with growing pauses. Raises
-        NoConnection if there is none to be had: at once, or in the middle, when no other worker has one either.
+        NoConnection if there is none to be had: at once, or in the middle, when no other worker has one either; and
+        TimeoutError if not all is done after so many seconds.
         """
         working = Working()
         items = list(items)
@@ -113,7 +118,7 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
         executor = ThreadPoolExecutor(max(1, workers), thread_name_prefix="tenant")
         futures = [executor.submit(call, item) for item in items]
         try:
-            for future in as_completed(futures):
+            for future in as_completed(futures, timeout_s):
                 item, outcome = future.result()
                 if isinstance(outcome, NoConnection):
                     raise outcome

@@ -37,6 +37,7 @@ class Settings:
     statement_timeout_ms: int
     key_prefix: tuple[str, ...]
     report_dir: Path
+    metrics_file: Path | None
     has_alerts: bool
 
     @classmethod
@@ -53,6 +54,7 @@ class Settings:
             statement_timeout_ms=_whole_number(env, "STATS_STATEMENT_TIMEOUT_MS", 1_800_000, 1, 86_400_000),
             key_prefix=_key_prefix(env, "STATS_KEY_PREFIX"),
             report_dir=_folder(env, "STATS_REPORT_DIR", Path(__file__).parents[1] / ".local" / "report"),
+            metrics_file=_metrics_file(env, "STATS_METRICS_FILE"),
             has_alerts=alert_webhook_url(env) is not None,
         )
 
@@ -128,6 +130,18 @@ def _folder(env: Mapping[str, str], name: str, default: Path) -> Path:
         # The processes of Dagster work in different folders.
         raise UsageError(f"{name}={str(path)!r} is not allowed: give the whole path of a folder, from / on.")
     return path
+
+
+def _metrics_file(env: Mapping[str, str], name: str) -> Path | None:
+    text = env.get(name, "").strip()
+    path = Path(text)
+    if text and not (path.is_absolute() and path.suffix == ".prom"):
+        raise UsageError(
+            f"{name}={text!r} is not allowed: give the whole path of a file, from / on, that ends in .prom."
+        )
+    # Several databases may have the same setting, and node_exporter reads one folder.
+    prefix = _key_prefix(env, "STATS_KEY_PREFIX")
+    return path.with_stem(".".join([path.stem, *prefix])) if text else None
 
 
 def _key_prefix(env: Mapping[str, str], name: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from migrations import drift
 from migrations.shape import ARCHIVE, LEDGER, NEW, OLD, VERSION
-from pipelines.migration import migrate_tenants_job
+from pipelines.migration import build_migration_job
 from tests import application
 from tests.conftest import url_of
 from tests.migrations.common import SCHEMAS, alembic, differences, shapes
@@ -309,6 +309,7 @@ def test_the_job_does_the_same_from_dagit(
     """`migrate_tenants_job` migrates, says how many, and fails with the tenants named that it could not migrate."""
     monkeypatch.setenv("DATABASE_URL", url_of(old_database))
     old_connection.execute(f"ALTER TABLE {S}.{OLD} ALTER date TYPE text")
+    migrate_tenants_job = build_migration_job({})
     failed = migrate_tenants_job.execute_in_process(raise_on_error=False)
     [event] = [event for event in failed.all_events if event.is_step_failure]
     assert event.step_failure_data.error is not None

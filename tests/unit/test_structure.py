@@ -11,8 +11,8 @@ from tests.conftest import ROOT
 
 # From the outside in: a module may import from its own layer and from those after it.
 LAYERS = (
-    ("pipelines.definitions", "pipelines.demo", "migrations.env"),
-    ("pipelines.schedules", "pipelines.sensors", "pipelines.migration", "pipelines.alerts"),
+    ("pipelines.definitions", "pipelines.demo", "pipelines.metrics", "migrations.env"),
+    ("pipelines.schedules", "pipelines.sensors", "pipelines.migration", "pipelines.alerts", "pipelines.ledgers"),
     ("assets", "migrations"),
     ("pipelines",),
     ("models",),
