@@ -22,7 +22,6 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 
-from pipelines.database import connection_reason
 from pipelines.ledgers import OUTCOMES, read_ledgers
 from pipelines.partitions import Window, day_partitions
 from pipelines.resources import TenantDatabase
@@ -112,24 +111,21 @@ def collect(
         _add_runs(metrics, settings, repository, instance)
         _add_checks(metrics, repository, instance)
         metrics.set("dagster_up", 1)
-    except (dg.DagsterError, sa.exc.SQLAlchemyError) as error:
+    except Exception as error:  # Whatever the storage of dagster.yaml raises.
         metrics.set("dagster_up", 0)
         warn(f"Dagster's records could not be read: {_reason(error)}.")
     return metrics
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """In one sentence, without its full stop."""
-    match error:
-        case UsageError():
-            reason = error.message
-        case TimeoutError():
-            reason = f"the database has not answered within {TIMEOUT_S} seconds"
-        case sa.exc.DBAPIError():
-            reason = connection_reason(error)
-        case _:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return reason.removesuffix(".")
+    if isinstance(error, UsageError):
+        return error.message.removesuffix(".")
+    if isinstance(error, TimeoutError):
+        return f"the database has not answered within {TIMEOUT_S} seconds"
+    while error.__cause__:
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).removesuffix(".")
 
 
 def _add_ledgers(metrics: Metrics, settings: Settings) -> None:
@@ -274,7 +270,7 @@ def _instance(warn: Callable[[str], object]) -> Iterator[dg.DagsterInstance | No
     except DagsterHomeNotSetError:
         warn("DAGSTER_HOME is not set, so Dagster's records are not read: set it as the services have it.")
         yield None
-    except (dg.DagsterError, sa.exc.SQLAlchemyError, OSError) as error:
+    except Exception as error:  # Whatever the storage of dagster.yaml raises.
         warn(f"Dagster's records could not be read: {_reason(error)}.")
         yield None
     else:
