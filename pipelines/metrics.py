@@ -256,7 +256,7 @@ def build_metrics_sensor(settings: Settings) -> dg.SensorDefinition:
             return dg.SkipReason("No run has ended since the file was written.")
         reasons: list[str] = []
         write(path, collect(settings, context.repository_def, context.instance, reasons.append))
-        context.update_cursor(seen)
+        context.update_cursor("" if reasons else seen)  # What could not be read is tried again a minute later.
         return dg.SkipReason(" ".join([f"{path} is written.", *reasons]))
 
     return metrics_file_sensor

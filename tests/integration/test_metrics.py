@@ -303,6 +303,14 @@ def test_the_file_is_written_when_a_run_has_ended(
     hour_ago = time.time() - FRESH_S - 1
     os.utime(path, (hour_ago, hour_ago))
     assert tick() and not tick()
+
+    os.utime(path, (hour_ago, hour_ago))
+    with monkeypatch.context() as patch:
+        patch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/shop")
+        assert tick() and tick()  # And so every minute.
+        assert read()["up"] == {(): 0}
+    assert tick() and not tick()
+    assert read()["up"] == {(): 1}
     assert [one.name for one in tmp_path.iterdir()] == ["stats.prom"]
 
 

@@ -34,6 +34,9 @@ def test_the_defaults_are_the_contract() -> None:
         ("STATS_LOCK_TIMEOUT_MS", "1.5"),
         ("STATS_STATEMENT_TIMEOUT_MS", "٣"),
         ("STATS_KEY_PREFIX", "a/b"),
+        ("STATS_METRICS_FILE", "stats.prom"),
+        ("STATS_METRICS_FILE", "/var/lib/stats.txt"),
+        ("STATS_METRICS_FILE", "/.prom"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_sentence(name: str, value: str) -> None:
