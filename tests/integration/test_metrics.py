@@ -314,8 +314,8 @@ def test_the_file_is_written_when_a_run_has_ended(
     assert [one.name for one in tmp_path.iterdir()] == ["stats.prom"]
 
 
-def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    """The tick fails with one sentence, nothing is left behind, and without the setting nothing runs."""
+def test_a_file_that_cannot_be_written(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    """The tick fails with one sentence, nothing is left behind; without the setting nothing is written."""
     (tmp_path / "stats.prom").mkdir()
     for path in (tmp_path / "none" / "stats.prom", tmp_path / "stats.prom"):
         with pytest.raises(UsageError, match=r"STATS_METRICS_FILE='.*' cannot be written: "):
@@ -323,3 +323,6 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["stats.prom"]
     sensor = build_defs(Settings.from_env({})).resolve_sensor_def("metrics_file_sensor")
     assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
+    skipped = sensor(dg.build_sensor_context(instance))
+    assert isinstance(skipped, dg.SkipReason) and skipped.skip_message
+    assert skipped.skip_message.startswith("STATS_METRICS_FILE is not set")
