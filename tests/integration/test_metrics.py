@@ -188,6 +188,32 @@ def test_every_outcome(
         assert found["days_due"] == {(): 5}  # user_21 lacks all.
 
 
+def test_what_is_due(jobs: None, instance: dg.DagsterInstance, connection: psycopg.Connection[Any]) -> None:
+    """A day is due that a run would compute again: not one that is held back, nor of a tenant without jobs to count."""
+    assert compute(instance).success
+    days, day = "user_2.marketplace_job_stats_days", f"date = '{DAYS[2]}'"
+    connection.execute(f"ALTER TABLE {days} DROP CONSTRAINT ck_marketplace_job_stats_days_outcome")
+    for change, is_due in (
+        ("definition = 1", True),
+        ("outcome = 'open'", True),
+        ("time_zone = 'Europe/Paris'", True),
+        ("outcome = 'held_back'", False),
+    ):
+        connection.execute(f"CREATE TABLE kept AS SELECT * FROM {days}")
+        connection.execute(f"UPDATE {days} SET {change} WHERE {day}")
+        found = metrics(instance)
+        assert found["days_due"] == {(): is_due}, change
+        assert found["newest_due_day_timestamp_seconds"] == {(): start(DAYS[2]) if is_due else 0}
+        assert outcomes(found) == {"computed": 3}
+        connection.execute(f"TRUNCATE {days}; INSERT INTO {days} SELECT * FROM kept; DROP TABLE kept")
+    connection.execute(f"DELETE FROM {days}; DELETE FROM user_2.marketplace_jobs")
+    found = metrics(instance)
+    assert (outcomes(found), found["days_due"]) == ({"computed": 2, "new": 1}, {(): 0})
+    connection.execute("DROP TABLE user_2.marketplace_tasks, user_2.marketplace_jobs")
+    found = metrics(instance)
+    assert (outcomes(found), found["days_due"]) == ({"computed": 2, "skipped": 1}, {(): 0})
+
+
 def test_a_database_that_is_down(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dagster's part is there, the ledgers' part is not, and `up` says so, without the password."""
     monkeypatch.setenv("DATABASE_URL", "postgresql://stats:s3cret@127.0.0.1:1/shop")
