@@ -35,6 +35,8 @@ TIMEOUT_S = 30
 FRESH_S = 3600
 """How old the file may become when no run has ended."""
 _LOCK_TIMEOUT_MS, _STATEMENT_TIMEOUT_MS = 2_000, 20_000
+# They are read beside the runs, whose connections they should not take.
+_WORKERS = 2
 
 _ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 _ROWS_WRITTEN = ("rows_inserted", "rows_updated", "rows_deleted")
@@ -134,7 +136,7 @@ def _add_ledgers(metrics: Metrics, settings: Settings) -> None:
     keys = partitions.get_partition_keys(current_time=datetime.now(UTC))
     window = Window.of(partitions, keys[-max(settings.lookback_days, settings.sweep_days) :])
     database = TenantDatabase(
-        workers=settings.workers,
+        workers=min(settings.workers, _WORKERS),
         lock_timeout_ms=min(settings.lock_timeout_ms, _LOCK_TIMEOUT_MS),
         statement_timeout_ms=min(settings.statement_timeout_ms, _STATEMENT_TIMEOUT_MS),
     )

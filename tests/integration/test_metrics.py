@@ -319,12 +319,14 @@ def test_the_file_is_written_when_a_run_has_ended(
     assert outcomes(read()) == {"computed": 3}
     assert read()["last_run_succeeded"][STATS_JOB,] == 1
 
+    checks = read()["check_failing"]
     killed = instance.create_run_for_job(definitions.resolve_job_def(STATS_JOB), status=dg.DagsterRunStatus.STARTED)
     assert not tick()
     instance.report_run_failed(killed, "The process was killed.")
     assert tick() and not tick()
     assert read()["last_run_succeeded"][STATS_JOB,] == 0
     assert 0 < read()["last_success_timestamp_seconds"][STATS_JOB,] <= time.time()
+    assert len(checks) == 4 and read()["check_failing"] == checks  # Its own were planned, and never evaluated.
 
     hour_ago = time.time() - FRESH_S - 1
     os.utime(path, (hour_ago, hour_ago))
