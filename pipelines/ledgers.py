@@ -6,7 +6,7 @@ stats' own runs would compute, or refuse. A day that is held back is not.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
@@ -69,13 +69,15 @@ def read_ledgers(database: TenantDatabase, window: Window, timeout_s: float) -> 
         with connection.begin():
             tenants = choose_tenants(connection)
 
-        def read(of: Sequence[Tenant], select: Callable[[Tenant], str], frame: str) -> Iterator[Any]:
-            """The rows of one statement over each batch of tenants; where it fails, over each tenant. A tenant for
-            which it fails then has no row."""
+        def read(of: Sequence[Tenant], select: Callable[[Tenant], str], frame: str) -> Iterator[tuple[str, Any]]:
+            """Each tenant with its row, or None, of one statement over a batch of them; where it fails, over each. A
+            tenant for which it fails then is left out."""
 
             def work(connection: sa.Connection, batch: Sequence[Tenant]) -> Sequence[Any]:
                 query = sa.text(frame.format(" UNION ALL ".join(map(select, batch))))
                 with connection.begin():
+                    # Several batches are read at once anyway.
+                    connection.exec_driver_sql("SET LOCAL max_parallel_workers_per_gather = 0")
                     return connection.execute(query, parameters).all()
 
             for size in (BATCH, 1):
@@ -87,43 +89,45 @@ def read_ledgers(database: TenantDatabase, window: Window, timeout_s: float) -> 
                         if isinstance(outcome, Exception):
                             of = [*of, *batch]
                         else:
-                            yield from outcome
+                            rows = {row.tenant: row for row in outcome}
+                            yield from ((tenant.schema, rows.get(tenant.schema)) for tenant in batch)
 
-        found = {row.tenant: row for row in read([t for t in tenants if not t.unreadable], _entries, _BY_TENANT)}
-        outcomes = {tenant.schema: _outcome(tenant, found.get(tenant.schema)) for tenant in tenants}
+        found = dict(read([tenant for tenant in tenants if not tenant.unreadable], _entries, _BY_TENANT))
+        outcomes = {tenant.schema: _outcome(tenant, found) for tenant in tenants}
         # New customers come during the day, and lack what nobody expects of them.
         doubtful = [tenant for tenant in tenants if outcomes[tenant.schema] in ("missing", "unreadable")]
-        for row in read(doubtful, _other_traces, "{}"):
+        for schema, row in read(doubtful, _other_traces, "{}"):
             if row.is_counted:
-                outcomes[row.tenant] = "counter_only"
+                outcomes[schema] = "counter_only"
             elif row.is_new:
-                outcomes[row.tenant] = "new"
+                outcomes[schema] = "new"
     due: set[date] = set()
     for schema, row in found.items():
-        if outcomes[schema] not in ("new", "skipped") and row.current_dates is not None:
-            due.update(set(window.dates).difference(row.current_dates))
+        if outcomes[schema] not in ("new", "skipped") and (row is None or row.current_dates is not None):
+            due.update(set(window.dates).difference(row.current_dates if row else ()))
     counts = Counter(outcomes.values())
     return Ledgers({outcome: counts[outcome] for outcome in OUTCOMES}, tuple(sorted(due)))
 
 
-def _outcome(tenant: Tenant, row: Any) -> str:
-    """What the last day is for this tenant, by the row of its ledger; without one, it could not be read."""
+def _outcome(tenant: Tenant, found: Mapping[str, Any]) -> str:
+    """What the last day is for this tenant, by the row of its ledger; one that is not among them could not be read."""
+    row = found.get(tenant.schema)
     if tenant.skipped and (row is None or row.outcome is None):
         return "skipped"
-    if row is None:
+    if tenant.schema not in found:
         return "unreadable"
-    if row.outcome == "computed":
-        return "computed" if row.is_current else "outdated"
-    return row.outcome or "missing"
+    if row is None or row.outcome is None:
+        return "missing"
+    return str(row.outcome) if row.outcome != "computed" or row.is_current else "outdated"
 
 
 def _entries(tenant: Tenant) -> str:
-    """A row for each entry, and one without a day, so that an empty ledger has a row."""
+    """The entries of these days, and which of them are not due."""
     name = sql.Literal(tenant.schema).as_string()
     return (
         f"SELECT {name} AS tenant, date, outcome::text, time_zone = :time_zone AND definition >= :definition "
         f"AND outcome::text <> 'open' AS is_current FROM {quoted(tenant.schema)}.{_LEDGER} "
-        f"WHERE date BETWEEN :first_date AND :last_date UNION ALL SELECT {name}, NULL, NULL, NULL"
+        "WHERE date BETWEEN :first_date AND :last_date"
     )
 
 

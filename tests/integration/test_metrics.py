@@ -11,13 +11,14 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
+from click.testing import CliRunner
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from pipelines import ledgers
 from pipelines.definitions import build_defs
 from pipelines.ledgers import OUTCOMES
-from pipelines.metrics import FRESH_S, GAUGES, KEY_PREFIX_TAG, Metrics, collect, write
+from pipelines.metrics import FRESH_S, GAUGES, KEY_PREFIX_TAG, Metrics, collect, main, write
 from pipelines.settings import Settings, UsageError
 from tests import application
 from tests.conftest import run, run_url, url_of
@@ -262,27 +263,30 @@ def test_every_job_that_starts_by_itself_says_whose_it_is() -> None:
     assert {name: repository.get_job(name).tags.get(KEY_PREFIX_TAG) for name in names} == dict.fromkeys(names, "eu")
 
 
-def test_the_command(jobs: None, database: str, instance: dg.DagsterInstance, tmp_path: Path) -> None:
+def test_the_command(
+    jobs: None, database: str, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It prints OpenMetrics text, and nothing else on standard output; without Dagster's records it says why."""
     assert compute(instance).success
-    environment = {"DATABASE_URL": run_url(database), **ENVIRONMENT}
-    home = instance.root_directory
-    printed = run("python", "-m", "pipelines.metrics", environment={**environment, "DAGSTER_HOME": home})
+    environment = {"DATABASE_URL": run_url(database), **ENVIRONMENT, "DAGSTER_HOME": instance.root_directory}
+    printed = run("python", "-m", "pipelines.metrics", environment=environment)
     found = values(parse_openmetrics(printed.stdout))  # type: ignore[no-untyped-call]
     assert (found["up"], found["dagster_up"]) == ({(): 1}, {(): 1})
     assert outcomes(found) == {"computed": 3}
     assert found["last_run_succeeded"] == {(STATS_JOB,): 1}
     assert printed.stderr == ""
 
-    for variables, sentence in (
-        ({}, "DAGSTER_HOME is not set, so Dagster's records are not read: set it as the services have it.\n"),
-        ({"DAGSTER_HOME": str(tmp_path / "none")}, "Dagster's records could not be read: "),
+    monkeypatch.setenv("STATS_START_DATE", ENVIRONMENT["STATS_START_DATE"])
+    for home, sentence in (
+        (None, "DAGSTER_HOME is not set, so Dagster's records are not read: set it as the services have it.\n"),
+        (str(tmp_path / "none"), "Dagster's records could not be read: "),
     ):
-        printed = run("python", "-m", "pipelines.metrics", environment=environment | variables)
-        found = values(parse_openmetrics(printed.stdout))  # type: ignore[no-untyped-call]
+        result = CliRunner().invoke(main, env={"DAGSTER_HOME": home})
+        assert result.exit_code == 0
+        found = values(parse_openmetrics(result.stdout))  # type: ignore[no-untyped-call]
         assert (found["up"], found["dagster_up"]) == ({(): 1}, {(): 0})
         assert "last_success_timestamp_seconds" not in found
-        assert printed.stderr.startswith(sentence) and printed.stderr.count("\n") == 1
+        assert result.stderr.startswith(sentence) and result.stderr.count("\n") == 1
 
 
 def test_the_file_is_written_when_a_run_has_ended(
