@@ -62,12 +62,15 @@ def conninfo(*variables: str) -> str:
 def create_engine(conninfo: str, *, pool_size: int = 1, **parameters: int | str) -> sa.Engine:
     """An engine of at most `pool_size` connections, REPEATABLE READ; `parameters` are server settings for each.
 
+    Nothing but pg_catalog is searched unless they say so: what a tenant's owner has made is found by no name of ours.
+
     No statement is prepared that does not ask for it: each tenant has its own, and the server would keep them all.
 
     libpq parses the URL itself, so that all its options work, and the engine does not know the password. A connection
     on which the parameters do not last raises UsageError.
     """
     given = conninfo_to_dict(conninfo)
+    parameters = {"search_path": "pg_catalog", **parameters}
     settings = {
         **given,
         "application_name": given.get("application_name") or APPLICATION_NAME,
@@ -103,8 +106,6 @@ def _set_parameters(connection: psycopg.Connection[Any], parameters: Mapping[str
     As options of the connection's start, a pooler would drop them in silence: locks would be waited for without end,
     and rows that a policy hides would be missing.
     """
-    if not parameters:
-        return
     connection.autocommit = True
     # By their full names: until a search path is set, it may be one on which a tenant's schema comes before pg_catalog.
     calls = sql.SQL(", ").join([sql.SQL("pg_catalog.set_config(%s, %s, false)")] * len(parameters))
@@ -212,6 +213,38 @@ def may_pass(error: Exception) -> bool:
 def pause_s(attempt: int) -> float:
     """How many seconds to wait after the attempt of this number, from 1: longer each time, and never in step."""
     return random.uniform(0.1, 0.3) * 2.0**attempt  # noqa: S311 Only to keep sessions apart.
+
+
+SERVER_REMEDIES = {
+    "22021": "a text is not in the encoding of the database: correct the row that holds it",
+    "22P05": "a text does not exist in the encoding of the database, which UTF8 would hold: correct the row",
+    "25006": "the server, the database or the role is read-only: connect to the primary server, or see to "
+    "default_transaction_read_only",
+    "25P03": "idle_in_transaction_session_timeout of the server or the role has ended it: raise it for this role",
+    "25P04": "transaction_timeout of the server or the role has ended it: raise it for this role, with ALTER ROLE",
+    "53100": "the server's disk is full: make room, then repeat it",
+    "53200": "the server has no memory left: lower STATS_WORKERS, or raise max_locks_per_transaction if it says so",
+    "53300": "the server has no connection left: lower STATS_WORKERS, or raise max_connections or the role's limit",
+    "57P01": "the server was stopped, or an administrator has ended the session: repeat it",
+    "57P02": "the server has crashed: see its log, then repeat it",
+    "57P03": "the server is starting, stopping or recovering: wait for it, then repeat it",
+    "57P05": "idle_session_timeout of a pooler or the server has ended it: raise it for this role",
+    "58030": "the server's disk fails: see its log",
+    "XX001": "data on the server's disk are damaged: see its log, and restore what the message names",
+    "XX002": "an index is damaged: REINDEX what the message names",
+}
+"""What to do, by SQLSTATE, when it is the server and not the statement."""
+
+
+def error_text(error: sa.exc.DBAPIError | psycopg.Error) -> str:
+    """The server's message with its detail, for instance what depends on something, and the SQLSTATE, on one line."""
+    original = getattr(error, "orig", error)
+    sqlstate = getattr(original, "sqlstate", None)
+    detail = getattr(getattr(original, "diag", None), "message_detail", None) or ""
+    text = connection_reason(error)
+    if detail and not detail.startswith("Failing row"):  # Rows are the customers' own.
+        text += f" ({'; '.join(detail.rstrip('.').splitlines()[:3])})"
+    return text + (f" (SQLSTATE {sqlstate})" if sqlstate else "")
 
 
 def connection_reason(error: sa.exc.DBAPIError | psycopg.Error) -> str:

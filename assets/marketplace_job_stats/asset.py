@@ -26,7 +26,7 @@ from pipelines.failure import RunFailure
 from pipelines.partitions import Days, Window
 from pipelines.resources import NoConnection, TenantDatabase
 from pipelines.settings import UsageError
-from pipelines.tenants import Tenant, choose_tenants, find_tenants
+from pipelines.tenants import Tenant, choose_tenants, find_tenants, superuser_warning
 
 # Dagster calls `backfill_policy` beta, six times each time that it loads the asset. The design rests on it knowingly,
 # and the tests of the command line would show a change.
@@ -239,6 +239,8 @@ def _compute_once(
 
     with witness.begin():
         tenants = choose_tenants(witness, config.tenants)
+        if warning := superuser_warning(witness):
+            context.log.warning(warning)
     context.log.info(f"Computing {report.spec.window}, for {len(tenants)} tenants of {report.database}")
     try:
         with closing(database.for_each(engine, tenants, work)) as outcomes:
