@@ -18,6 +18,8 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 from psycopg import sql
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pipelines import local
@@ -59,7 +61,42 @@ def conninfo(*variables: str) -> str:
         ) from None
 
 
-def create_engine(conninfo: str, *, pool_size: int = 1, **parameters: int | str) -> sa.Engine:
+ANSWER_S = 30.0
+"""How long an answer is waited for beyond the statement's own time-out, or where there is none to speak of."""
+
+
+class NoAnswer(psycopg.OperationalError):
+    """The server has not answered in time, though its own time-outs should have ended the statement. Nothing is known
+    of it, and the connection is given up."""
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection that gives up by itself: a backend that is stopped honours no time-out of its own."""
+
+    patience_s: float | None = ANSWER_S
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, self.patience_s if timeout is None else timeout)
+        except psycopg.OperationalError as error:
+            if type(error).__name__ != "_WaitTimeout" or timeout is not None:
+                raise
+            self.pgconn.finish()
+            raise NoAnswer(
+                f"the server has not answered for {self.patience_s:.0f} s, so it was given up: see whether the server, "
+                "its disk or the network is stuck, and end the session there if it is still open"
+            ) from None
+
+
+class _AnyText(Loader):
+    """Text of a database without an encoding: what is not UTF-8 is written as `\\xe9`, so that nothing is unreadable,
+    and what differs goes on to differ."""
+
+    def load(self, data: Buffer) -> str:
+        return bytes(data).decode("utf-8", "backslashreplace")
+
+
+def create_engine(conninfo: str, *, pool_size: int = 1, is_reader: bool = False, **parameters: int | str) -> sa.Engine:
     """An engine of at most `pool_size` connections, REPEATABLE READ; `parameters` are server settings for each.
 
     Nothing but pg_catalog is searched unless they say so: what a tenant's owner has made is found by no name of ours.
@@ -67,26 +104,37 @@ def create_engine(conninfo: str, *, pool_size: int = 1, **parameters: int | str)
     No statement is prepared that does not ask for it: each tenant has its own, and the server would keep them all.
 
     libpq parses the URL itself, so that all its options work, and the engine does not know the password. A connection
-    on which the parameters do not last raises UsageError.
+    on which the parameters do not last, or, unless `is_reader`, to a server that cannot be written to durably, raises
+    UsageError. A statement that is not answered soon after `statement_timeout` raises NoAnswer.
     """
     given = conninfo_to_dict(conninfo)
-    parameters = {"search_path": "pg_catalog", **parameters}
     settings = {
         **given,
         "application_name": given.get("application_name") or APPLICATION_NAME,
         "client_encoding": "UTF8",
     }
+    wanted = {
+        "search_path": "pg_catalog",
+        "client_encoding": "UTF8",  # Also where a pooler has another opinion.
+        "standard_conforming_strings": "on",  # Patterns have backslashes.
+        **{name: str(value) for name, value in parameters.items()},
+    }
+    timeout_ms = int(parameters.get("statement_timeout", 0))
+    is_known = Event()
 
     def connect() -> psycopg.Connection[Any]:
-        connection: psycopg.Connection[Any] = psycopg.connect(
-            prepare_threshold=sys.maxsize,
-            **settings,  # type: ignore[arg-type]
-        )
+        connection = _connect(settings)
         try:
-            _set_parameters(connection, {name: str(value) for name, value in parameters.items()})
+            _set_parameters(connection, wanted)
+            if not is_known.is_set():
+                _require_own_session(connection, settings)
+                if not is_reader:
+                    _require_primary(connection)
+                is_known.set()
         except BaseException:
             connection.close()
             raise
+        connection.patience_s = timeout_ms / 1000 + ANSWER_S if timeout_ms else None
         return connection
 
     return sa.create_engine(
@@ -98,6 +146,21 @@ def create_engine(conninfo: str, *, pool_size: int = 1, **parameters: int | str)
         isolation_level="REPEATABLE READ",
         use_native_hstore=False,  # Spares a catalog query per connection.
     )
+
+
+def _connect(settings: Mapping[str, Any]) -> _Connection:
+    connection = _Connection.connect(prepare_threshold=sys.maxsize, **settings)
+    connection.patience_s = ANSWER_S
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        for type_ in ("text", "varchar", "bpchar", "name"):
+            connection.adapters.register_loader(type_, _AnyText)
+    return connection
+
+
+_NO_SESSION = (
+    "The settings of a session do not last: is there a pooler in transaction mode? Connect to the server itself, or "
+    "use a pooler in session mode."
+)
 
 
 def _set_parameters(connection: psycopg.Connection[Any], parameters: Mapping[str, str]) -> None:
@@ -115,10 +178,69 @@ def _set_parameters(connection: psycopg.Connection[Any], parameters: Mapping[str
     found = connection.execute(sql.SQL("SELECT {}").format(calls), list(parameters)).fetchone()
     connection.autocommit = False
     if found != wanted:
+        raise UsageError(_NO_SESSION)
+
+
+def _require_own_session(connection: _Connection, settings: Mapping[str, Any]) -> None:
+    """Raises UsageError if this connection has no backend of its own.
+
+    A pooler in transaction mode lends the same backend to whoever comes next, and as long as nobody else comes, it
+    looks like a session. So somebody else comes: one more connection, which in session mode has another backend, or
+    waits for one. That is only asked for if there is a pooler, which gives a number of its own for the backend.
+    """
+    connection.autocommit = True
+    if _backend(connection) != connection.info.backend_pid:
+        with _connect(settings) as other:
+            other.autocommit = True
+            other.patience_s = 3
+            try:
+                # Not in turn: two backends that a pooler lends in turn would look like one for each.
+                seen = [(each, _backend(each)) for each in (connection, other, other, connection, other, other)]
+            except NoAnswer:
+                seen = [(connection, _backend(connection))]
+            ours, others = ({pid for each, pid in seen if (each is connection) == mine} for mine in (True, False))
+        if len(ours) > 1 or len(others) > 1 or ours & others:
+            raise UsageError(_NO_SESSION)
+    connection.autocommit = False
+
+
+def _backend(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _require_primary(connection: psycopg.Connection[Any]) -> None:
+    """Raises UsageError for a server on which nothing can be written, or nothing durably by our own means."""
+    connection.autocommit = True
+    row = connection.execute("""
+        SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on',
+               EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus')""").fetchone()
+    connection.autocommit = False
+    where = f"database {connection.info.dbname} on {connection.info.host}:{connection.info.port}"
+    is_standby, is_read_only, is_sharded = row or (False, False, False)
+    if is_standby:
+        raise UsageError(f"The server of {where} is a standby, which takes no writes: connect to the primary server.")
+    if is_read_only:
         raise UsageError(
-            "The settings of a session do not last: is there a pooler in transaction mode? Connect to the server "
-            "itself, or use a pooler in session mode."
+            f"The role may only read in {where}: see to default_transaction_read_only of the role, the database or the "
+            "server, or connect as another role."
         )
+    if is_sharded:
+        raise UsageError(
+            f"The {where} belongs to a cluster of Citus, whose workers have logs of their own, so that nothing here "
+            "could be known to be on disk: use a server of its own for the tenants."
+        )
+
+
+def require_answer(connection: sa.Connection) -> None:
+    """Raises a DBAPIError if the server was lost, or does not answer soon, whatever statements may take."""
+    driver: Any = connection.connection.driver_connection
+    usual, driver.patience_s = driver.patience_s, ANSWER_S
+    try:
+        with connection.begin():
+            connection.execute(sa.text("SELECT"))
+    finally:
+        driver.patience_s = usual
 
 
 @contextmanager
@@ -137,16 +259,42 @@ def connected(engine: sa.Engine, conninfo: str, patience_s: float = 0) -> Iterat
                 if time.monotonic() < deadline:
                     time.sleep(1)
                     continue
-                given = conninfo_to_dict(conninfo)
-                server = f"{given.get('host', 'the default host')}:{given.get('port', 5432)}"
-                raise UsageError(
-                    f"Cannot connect to database {given.get('dbname', '(default)')} on {server}: "
-                    f"{connection_reason(error)}. Check DATABASE_URL, and that the server is up."
-                ) from None
+                raise UsageError(_cannot_connect(conninfo, error)) from None
         with connection:
             yield connection
     finally:
         engine.dispose()
+
+
+def _cannot_connect(conninfo: str, error: sa.exc.DBAPIError) -> str:
+    """One sentence: which server, why, what to do. A host that is none may be a password that was put in its place."""
+    reason = connection_reason(error)
+    if re.search("resolve host|translate host name|unknown host", reason):
+        return (
+            "Cannot connect: the host in the URL of the database is not known. It is not shown, since it may be a part "
+            "of a password: write the URL as postgresql://user:password@host:5432/database, with special characters "
+            "percent-encoded."
+        )
+    given = conninfo_to_dict(conninfo)
+    server = f"{given.get('host', 'the default host')}:{given.get('port', 5432)}"
+    remedy = "Check DATABASE_URL, and that the server is up"
+    for words, better in _CONNECTING.items():
+        if re.search(words, reason):
+            remedy = better
+    return f"Cannot connect to database {given.get('dbname', '(default)')} on {server}: {reason}. {remedy}."
+
+
+# libpq gives no SQLSTATE for these. Servers speak other languages too; then the reason has to do.
+_CONNECTING = {
+    "password authentication failed": "Check user and password in DATABASE_URL, percent-encoded, and pg_hba.conf",
+    "no pg_hba.conf entry": "Let this role in from this host, in pg_hba.conf of the server",
+    "too many|remaining connection slots": "Lower STATS_WORKERS, or raise max_connections of the server, or the limit "
+    "of the role or the database",
+    "database .* does not exist": "Check the name of the database in DATABASE_URL",
+    "role .* does not exist": "Check the user in DATABASE_URL, or create the role",
+    "starting up|shutting down|recovery": "Wait until the server is up",
+    "options": "A pooler refuses the start-up options of DATABASE_URL: leave them out, or set them with ALTER ROLE",
+}
 
 
 class Working:
@@ -200,8 +348,9 @@ def may_pass(error: Exception) -> bool:
     """Whether the same statements may succeed a moment later: locks, deadlocks, and a server that restarts."""
     if not isinstance(error, sa.exc.DBAPIError | psycopg.Error):
         return False
-    sqlstate = getattr(getattr(error, "orig", error), "sqlstate", None)
-    if sqlstate == "57014":  # The statement's own time-out.
+    original = getattr(error, "orig", error)
+    sqlstate = getattr(original, "sqlstate", None)
+    if sqlstate == "57014" or isinstance(original, NoAnswer):  # It has had its time.
         return False
     if sqlstate is None:  # The connection was lost, if it is not something that the client has refused.
         lost = (sa.exc.OperationalError, sa.exc.InterfaceError, psycopg.OperationalError, psycopg.InterfaceError)

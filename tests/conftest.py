@@ -53,7 +53,8 @@ def create_run_role(server: str) -> None:
 def url_of(conninfo: str, user: str | None = None) -> str:
     """The URL that `DATABASE_URL` takes, of a server on a socket."""
     given = psycopg.conninfo.conninfo_to_dict(conninfo)
-    return f"postgresql://{user or given['user']}@/{given['dbname']}?host={given['host']}"
+    port = f"&port={given['port']}" if "port" in given else ""
+    return f"postgresql://{user or given['user']}@/{given['dbname']}?host={given['host']}{port}"
 
 
 def run_url(conninfo: str) -> str:

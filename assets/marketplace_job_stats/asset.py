@@ -21,7 +21,7 @@ from assets.sources import column_schema
 from assets.tenant_tables import table_key
 from models.stats import MarketplaceJobFact, MarketplaceJobStats
 from pipelines.action_types import action_types
-from pipelines.database import make_durable, server_and_database
+from pipelines.database import make_durable, require_answer, server_and_database
 from pipelines.failure import RunFailure
 from pipelines.partitions import Days, Window
 from pipelines.resources import NoConnection, TenantDatabase
@@ -251,20 +251,14 @@ def _compute_once(
                     context.log.error(f"{tenant.schema} failed: {report.failed[tenant.schema]}")
                 # Is it the tenant, or the server? And a connection that is silent for minutes may be ended on the way.
                 if tenant.schema in report.failed or time.monotonic() > looked_at + WITNESS_S:
-                    _look_at(witness)
+                    require_answer(witness)
                     looked_at = time.monotonic()
                 if number % 1000 == 0:
                     context.log.info(f"{number} of {len(tenants)} tenants")
     except NoConnection:
-        _look_at(witness)
+        require_answer(witness)
         raise
     if not report.done and not report.failed:
         raise UsageError(f"Nothing to compute in {report.database}. {first_reasons(report.skipped)}.")
     if report.done:
         make_durable(witness, report.spec.run_id)
-
-
-def _look_at(witness: sa.Connection) -> None:
-    """Raises a DBAPIError if the server was lost."""
-    with witness.begin():
-        witness.execute(sa.text("SELECT"))
