@@ -18,8 +18,6 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 from psycopg import sql
-from psycopg.abc import Buffer
-from psycopg.adapt import Loader
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pipelines import local
@@ -88,14 +86,6 @@ class _Connection(psycopg.Connection[Any]):
             ) from None
 
 
-class _AnyText(Loader):
-    """Text of a database without an encoding: what is not UTF-8 is written as `\\xe9`, so that nothing is unreadable,
-    and what differs goes on to differ."""
-
-    def load(self, data: Buffer) -> str:
-        return bytes(data).decode("utf-8", "backslashreplace")
-
-
 def create_engine(conninfo: str, *, pool_size: int = 1, is_reader: bool = False, **parameters: int | str) -> sa.Engine:
     """An engine of at most `pool_size` connections, REPEATABLE READ; `parameters` are server settings for each.
 
@@ -127,6 +117,7 @@ def create_engine(conninfo: str, *, pool_size: int = 1, is_reader: bool = False,
         try:
             _set_parameters(connection, wanted)
             if not is_known.is_set():
+                _require_utf8(connection)
                 _require_own_session(connection, settings)
                 if not is_reader:
                     _require_primary(connection)
@@ -151,9 +142,6 @@ def create_engine(conninfo: str, *, pool_size: int = 1, is_reader: bool = False,
 def _connect(settings: Mapping[str, Any]) -> _Connection:
     connection = _Connection.connect(prepare_threshold=sys.maxsize, **settings)
     connection.patience_s = ANSWER_S
-    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-        for type_ in ("text", "varchar", "bpchar", "name"):
-            connection.adapters.register_loader(type_, _AnyText)
     return connection
 
 
@@ -209,6 +197,22 @@ def _backend(connection: psycopg.Connection[Any]) -> int:
     return int(row[0]) if row else 0
 
 
+def _require_utf8(connection: psycopg.Connection[Any]) -> None:
+    """Raises UsageError for a database of another encoding, from the one that knows no characters, SQL_ASCII, to those
+    which lack some that our statements need."""
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise UsageError(
+            f"{_database(connection)} has the encoding {encoding}, in which names, codes and reasons would be read "
+            "wrongly, or not at all: dump it, and restore it into a database of the encoding UTF8."
+        )
+
+
+def _database(connection: psycopg.Connection[Any]) -> str:
+    info = connection.info
+    return f"Database {info.dbname} on {info.host}:{info.port}"
+
+
 def _require_primary(connection: psycopg.Connection[Any]) -> None:
     """Raises UsageError for a server on which nothing can be written, or nothing durably by our own means."""
     connection.autocommit = True
@@ -216,18 +220,18 @@ def _require_primary(connection: psycopg.Connection[Any]) -> None:
         SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only') = 'on',
                EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus')""").fetchone()
     connection.autocommit = False
-    where = f"database {connection.info.dbname} on {connection.info.host}:{connection.info.port}"
+    where = _database(connection)
     is_standby, is_read_only, is_sharded = row or (False, False, False)
     if is_standby:
-        raise UsageError(f"The server of {where} is a standby, which takes no writes: connect to the primary server.")
+        raise UsageError(f"{where} is on a standby, which takes no writes: connect to the primary server.")
     if is_read_only:
         raise UsageError(
-            f"The role may only read in {where}: see to default_transaction_read_only of the role, the database or the "
-            "server, or connect as another role."
+            f"{where} is read-only for this role: see to default_transaction_read_only of the role, the database or "
+            "the server, or connect as another role."
         )
     if is_sharded:
         raise UsageError(
-            f"The {where} belongs to a cluster of Citus, whose workers have logs of their own, so that nothing here "
+            f"{where} belongs to a cluster of Citus, whose workers have logs of their own, so that nothing here "
             "could be known to be on disk: use a server of its own for the tenants."
         )
 

@@ -1,7 +1,10 @@
 """What stands between us and the database, and what it is: each works, or is refused in one sentence."""
 
+import re
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -11,9 +14,11 @@ from pipelines.covering_index.tenants import Action, carry_out
 from pipelines.definitions import build_defs
 from pipelines.settings import Settings, UsageError
 from pipelines.stats import get_stats
-from tests.conftest import run_url, url_of
-from tests.integration.common import DAY, failure, materialize, metadata
+from tests import application
+from tests.conftest import run, run_url, url_of
+from tests.integration.common import DAY, failure, job, materialize, metadata
 from tests.pooler import needs_pgbouncer, running_pooler
+from tests.server import running_server, running_standby
 
 TRANSACTION_MODE = "The settings of a session do not last: is there a pooler in transaction mode?"
 
@@ -94,3 +99,105 @@ def test_a_session_of_its_own_may_be_the_only_one(database: str, monkeypatch: py
     with running_pooler(database, "session", default_pool_size=1) as where:
         monkeypatch.setenv("DATABASE_URL", run_url(where))
         assert len(get_stats(days=9999)) == 0
+
+
+# ---- servers ----
+
+
+def test_a_standby_is_refused_by_who_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one sentence, also the migration; whoever only reads may read there."""
+    with running_server() as primary, running_standby(primary) as standby:
+        for name in ("DATABASE_URL", "MIGRATION_DATABASE_URL"):
+            monkeypatch.setenv(name, url_of(f"{standby} dbname=postgres"))
+        said = refusals(writers_only=True)
+        environment = {"DATABASE_URL": url_of(f"{standby} dbname=postgres")}
+        migration = run("alembic", "upgrade", "head", environment=environment, check=False)
+        with pytest.raises(UsageError, match="marketplace_daily_summary is missing"):
+            get_stats(days=9999)
+    assert migration.returncode == 1
+    sentence = re.compile(
+        r"(Error: )?Database postgres on /tmp/\S+:5432 is on a standby, which takes no writes: connect to the primary "
+        r"server\.\s?"
+    )
+    assert [one for one in (*said, migration.stderr) if not sentence.fullmatch(one)] == []
+
+
+def test_a_role_that_may_only_read_is_refused(
+    database: str, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each tenant fails by itself."""
+    connection.execute(f"ALTER DATABASE {connection.info.dbname} SET default_transaction_read_only = on")
+    for name in ("DATABASE_URL", "MIGRATION_DATABASE_URL"):
+        monkeypatch.setenv(name, run_url(database))
+    assert [one for one in refusals(writers_only=True) if "is read-only for this role: see to" not in one] == []
+    assert len(get_stats(days=9999)) == 0
+
+
+def test_a_cluster_of_citus_is_refused(
+    database: str, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is known by its extension; here by an empty one of that name."""
+    if connection.info.server_version < 180_000:
+        pytest.skip("An extension from another folder needs PostgreSQL 18.")
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        (folder / "extension").mkdir()
+        (folder / "extension" / "citus.control").write_text("default_version = '1'\n")
+        (folder / "extension" / "citus--1.sql").write_text("")
+        for path in (folder, folder / "extension"):
+            path.chmod(0o755)
+        connection.execute(f"SET extension_control_path = '$system:{folder}'")
+        connection.execute("CREATE EXTENSION citus")
+    for variable in ("DATABASE_URL", "MIGRATION_DATABASE_URL"):
+        monkeypatch.setenv(variable, run_url(database))
+    said = refusals(writers_only=True)
+    assert [
+        one for one in said if "belongs to a cluster of Citus, whose workers have logs of their own" not in one
+    ] == []
+
+
+def test_settings_of_a_role_change_no_number(connection: psycopg.Connection[Any], source_rows: None, url: str) -> None:
+    """Every setting that a number rests on is set after connecting, whatever the role or the database has."""
+    application.insert(
+        connection,
+        "user_2",
+        "marketplace_jobs",
+        [job(id=9, status="failed", error_message="No 12 at C:\\x 'a' (HTTP 404)")],
+    )
+    materialize()
+    query = """SELECT failure_reason FROM user_2.marketplace_job_facts WHERE job_id = 9
+               UNION ALL SELECT (s - 'id')::text FROM user_2.marketplace_job_stats_days d, to_jsonb(d) s"""
+    before = connection.execute(query).fetchall()
+    name = connection.info.dbname
+    for setting in (
+        "standard_conforming_strings = off",
+        "client_encoding = 'LATIN1'",
+        "search_path = user_2, public",
+        "DateStyle = 'German, DMY'",
+        "IntervalStyle = 'sql_standard'",
+        "TimeZone = 'Asia/Kathmandu'",
+        "extra_float_digits = -15",
+        "transform_null_equals = on",
+        "default_transaction_isolation = 'read uncommitted'",
+        "quote_all_identifiers = on",
+        "row_security = on",
+        "statement_timeout = '1ms'",
+        "bytea_output = 'escape'",
+    ):
+        connection.execute(f"ALTER DATABASE {name} SET {setting}")
+    again = materialize()
+    assert again.success, failure(again)
+    assert metadata(again)[DAY]["rows_updated"] == 0
+    assert connection.execute(query).fetchall() == before
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_of_another_encoding_is_refused(server: str, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    """One that knows no characters, and one that lacks some of our statements'; by whoever reads, too."""
+    name = f"in_{encoding.lower()}"
+    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
+    for variable in ("DATABASE_URL", "MIGRATION_DATABASE_URL"):
+        monkeypatch.setenv(variable, url_of(f"{server} dbname={name}"))
+    sentence = f"has the encoding {encoding}, in which names, codes and reasons would be read wrongly, or not at all"
+    assert [one for one in refusals() if sentence not in one] == []
