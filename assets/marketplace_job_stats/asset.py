@@ -187,6 +187,22 @@ def _compute(
     context: dg.AssetExecutionContext, config: StatsConfig, database: TenantDatabase, spec: ComputeSpec
 ) -> RunReport:
     """Computes the days for the chosen tenants. What is returned is durable. Raises UsageError."""
+    failed: dict[str, str] = {}  # While the server was lost: perhaps one of them is why.
+    try:
+        return _compute_in_passes(context, config, database, spec, failed)
+    except UsageError as error:
+        if not failed:
+            raise
+        raise UsageError(f"{error.message} Before that, {first_reasons(failed)}.") from None
+
+
+def _compute_in_passes(
+    context: dg.AssetExecutionContext,
+    config: StatsConfig,
+    database: TenantDatabase,
+    spec: ComputeSpec,
+    failed: dict[str, str],
+) -> RunReport:
     # At night there is nobody to begin again; a person rather knows at once that the server is down.
     patience_s = PATIENCE_S if SCHEDULE_TAG in context.run.tags else 0
     for _ in range(PASSES):
@@ -201,6 +217,7 @@ def _compute(
                 # A server that crashes forgets what was committed last, so nobody is done; to compute a tenant again
                 # that is done after all changes nothing.
                 patience_s = PATIENCE_S
+                failed |= report.failed
                 context.log.warning(f"The server was lost ({explain(error)}): beginning again, with every tenant")
             else:
                 return report
