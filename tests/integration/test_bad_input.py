@@ -317,3 +317,48 @@ def test_rows_of_every_kind_are_counted_or_reported(connection: psycopg.Connecti
     day = metadata(run)[DAY]
     reasons = ("unknown_marketplace_jobs", "no_start_jobs", "bad_duration_jobs", "run_jobs_without_day")
     assert [day[reason] for reason in reasons] == [2, 1, 4, 3]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_row_that_cannot_be_right_is_nobody_elses_fault(connection: psycopg.Connection[Any], first: bool) -> None:
+    """Instants that no day holds, ids that no integer holds: the other rows count, met at first or when they change."""
+    connection.execute("""
+        ALTER TABLE user_2.marketplace_jobs ALTER id TYPE bigint, ALTER action_type_id TYPE bigint;
+        ALTER TABLE user_2.marketplace_tasks ALTER id TYPE bigint, ALTER job_id TYPE bigint""")
+    odd: list[dict[str, Any]] = [
+        {"completed_at": "1970-01-01 00:00Z", "started_at": "1970-01-01 00:00Z"},
+        {"completed_at": "0001-01-01 00:00Z BC"},
+        {"completed_at": "4713-01-02 00:00Z BC", "started_at": "-infinity"},
+        {"completed_at": "294276-12-31 00:00Z", "created_at": "294276-12-31 00:00Z"},
+        {"completed_at": "2999-12-31 00:00Z", "created_at": "-infinity"},
+        {"completed_at": "infinity"},
+        {"completed_at": "-infinity"},
+        {"created_at": "infinity"},
+        {"created_at": "-infinity", "started_at": "infinity"},
+        {"created_at": "0001-01-01 00:00Z BC", "started_at": "0001-01-01 00:00Z BC"},
+        {"id": 2**62, "action_type_id": 2},
+        {"id": -(2**62), "action_type_id": 2},
+        {"action_type_id": 2**31},
+        {"action_type_id": -(2**62)},
+        {"error_message": "\x01\x7f\u202e\U0001f600" * 200, "status": "failed", "action_type_id": 3},
+    ]
+    rows = [job(id=100 + number, created_at=NOON - timedelta(minutes=1)) for number in range(len(odd))]
+    if not first:
+        application.insert(connection, "user_2", "marketplace_jobs", rows)
+        run = materialize(schedule="weekly")
+        assert metadata(run)[DAY]["jobs"] == len(odd), failure(run)
+        connection.execute("DELETE FROM user_2.marketplace_jobs")
+    rows = [given | row for given, row in zip(rows, odd, strict=True)]
+    application.insert(connection, "user_2", "marketplace_jobs", [job(id=1), job(id=2, status="failed"), *rows])
+    application.insert(connection, "user_2", "marketplace_tasks", [{"job_id": 2**62, "status": "success"}])
+
+    run = materialize(schedule="weekly")
+
+    assert run.success, failure(run)
+    found = connection.execute("""
+        SELECT action_type_id, total_jobs, total_tasks FROM user_2.marketplace_job_stats
+         WHERE date = '2026-01-15' ORDER BY 1""").fetchall()
+    # A row with another id or creation is another job: seven that were counted before are gone, and stay counted.
+    assert found == [(-(2**31), 1, 0), (1, 5 if first else 12, 0), (2, 2, 1), (3, 1, 0), (2**31 - 1, 1, 0)]
+    again = materialize(schedule="weekly")
+    assert metadata(again)[DAY]["rows_updated"] == 0, failure(again)
