@@ -263,14 +263,14 @@ def connected(engine: sa.Engine, conninfo: str, patience_s: float = 0) -> Iterat
                 if time.monotonic() < deadline:
                     time.sleep(1)
                     continue
-                raise UsageError(_cannot_connect(conninfo, error)) from None
+                raise UsageError(cannot_connect(conninfo, error)) from None
         with connection:
             yield connection
     finally:
         engine.dispose()
 
 
-def _cannot_connect(conninfo: str, error: sa.exc.DBAPIError) -> str:
+def cannot_connect(conninfo: str, error: sa.exc.DBAPIError | psycopg.Error) -> str:
     """One sentence: which server, why, what to do. A host that is none may be a password that was put in its place."""
     reason = connection_reason(error)
     if re.search("resolve host|translate host name|unknown host", reason):
