@@ -1,10 +1,8 @@
 """What stands between us and the database, and what it is: each works, or is refused in one sentence."""
 
 import re
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,7 +14,7 @@ from pipelines.settings import Settings, UsageError
 from pipelines.stats import get_stats
 from tests import application
 from tests.conftest import run, run_url, url_of
-from tests.integration.common import DAY, failure, job, materialize, metadata
+from tests.integration.common import DAY, create_extension, failure, job, materialize, metadata
 from tests.pooler import needs_pgbouncer, running_pooler
 from tests.server import running_server, running_standby
 
@@ -137,17 +135,7 @@ def test_a_cluster_of_citus_is_refused(
     database: str, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is known by its extension; here by an empty one of that name."""
-    if connection.info.server_version < 180_000:
-        pytest.skip("An extension from another folder needs PostgreSQL 18.")
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        folder = Path(name)
-        (folder / "extension").mkdir()
-        (folder / "extension" / "citus.control").write_text("default_version = '1'\n")
-        (folder / "extension" / "citus--1.sql").write_text("")
-        for path in (folder, folder / "extension"):
-            path.chmod(0o755)
-        connection.execute(f"SET extension_control_path = '$system:{folder}'")
-        connection.execute("CREATE EXTENSION citus")
+    create_extension(connection, "citus")
     for variable in ("DATABASE_URL", "MIGRATION_DATABASE_URL"):
         monkeypatch.setenv(variable, run_url(database))
     said = refusals(writers_only=True)

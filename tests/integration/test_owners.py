@@ -10,7 +10,7 @@ from pipelines.definitions import build_defs
 from pipelines.settings import Settings
 from pipelines.stats import get_stats
 from tests.conftest import RUN_ROLE, run_url, url_of
-from tests.integration.common import DAY, TENANTS, failure, materialize, metadata
+from tests.integration.common import DAY, TENANTS, create_extension, failure, materialize, metadata
 
 # Each of these fits the arguments in our statements as well as PostgreSQL's own, or better.
 HIJACKS = """
@@ -111,6 +111,18 @@ def test_triggers_of_an_owner_do_not_run(owner: str, connection: psycopg.Connect
     assert summarise().success
     assert carry_out(Action.build, [], lambda _: None).failed == {}
     assert calls(connection) == []
+
+
+@pytest.mark.usefixtures("source_rows", "url")
+def test_what_an_extension_brings_is_nobodys(connection: psycopg.Connection[Any]) -> None:
+    """A default with a function of an extension is like one of PostgreSQL's own."""
+    function = "CREATE FUNCTION public.{}() RETURNS integer LANGUAGE sql AS 'SELECT 7'"
+    create_extension(connection, "lucky", function.format("seven"))
+    connection.execute("ALTER TABLE user_2.marketplace_job_stats ADD note integer DEFAULT public.seven()")
+    assert materialize().success
+    connection.execute(function.format("eight"))
+    connection.execute("ALTER TABLE user_2.marketplace_job_stats ALTER note SET DEFAULT public.eight()")
+    assert "user_2: marketplace_job_stats has a default, a check or an index with a function" in failure(materialize())
 
 
 @pytest.mark.usefixtures("source_rows", "url")
