@@ -191,6 +191,29 @@ def test_a_word_that_may_be_a_secret_is_not_shown(monkeypatch: pytest.MonkeyPatc
     assert "percent-encoded" in error.value.message or "Connection refused" in error.value.message
 
 
+def test_why_there_is_no_connection_has_a_remedy(
+    connection: psycopg.Connection[Any], database: str, server: str
+) -> None:
+    """libpq tells no SQLSTATE, so its words have to do."""
+    none = f"none_{connection.info.dbname}"
+    connection.execute(f"CREATE ROLE {none} LOGIN CONNECTION LIMIT 0".encode())
+    for where, said in (
+        (
+            f"{database} user=nobody",
+            'role "nobody" does not exist. Check the user in DATABASE_URL, or create the role.',
+        ),
+        (
+            f"{server} dbname=nothing",
+            'database "nothing" does not exist. Check the name of the database in DATABASE_URL.',
+        ),
+        (f"{database} user={none}", f'too many connections for role "{none}". Lower STATS_WORKERS, or raise'),
+        (f"{database} host=/tmp/nowhere", "Check DATABASE_URL, and that the server is up."),
+    ):
+        with pytest.raises(UsageError) as error, connected(create_engine(where), where):
+            pass
+        assert said in error.value.message
+
+
 @pytest.mark.parametrize(
     ("statements", "said"),
     [
