@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
+from pipelines.database import SERVER_REMEDIES, error_text
 from pipelines.failure import TenantError
 
 MOST_ROWS = 20
@@ -13,28 +14,34 @@ MOST_ROWS = 20
 
 _REMEDIES = {
     "42501": "migrate it with MIGRATION_DATABASE_URL set, which grants what is missing: see `Roles` in the README",
+    "22003": "a number is too large for its column: correct the row that holds it",
+    "23502": "a row has a null that its column of ours does not take: correct the row of the application",
+    "23505": "its sequence lies behind its ids, as after a restore: run `alembic -x tenant=<schema> upgrade head`, "
+    "which sets it right",
     "40001": "other sessions were in its way each time: run the tenant again",
     "40P01": "other sessions were in its way each time: run the tenant again",
+    "42703": "if it is a column of the application's, that has another shape than is known here: add the column; else "
+    "migrate the tenant",
+    "42883": "a column of the application has another type than is known here: change it to that of the other tenants",
     "42P01": "if it is not a table of ours: nothing but pg_catalog is searched, so a trigger, or a function of a view, "
     "has to name its schema",
-    "53300": "the server has no connection left: lower STATS_WORKERS, or raise its max_connections",
     "55P03": "another session kept a lock for longer than STATS_LOCK_TIMEOUT_MS: find it, and run the tenant again",
     "57014": "it took longer than STATS_STATEMENT_TIMEOUT_MS: raise it, or run fewer days at once",
+    **SERVER_REMEDIES,
 }
 
 
 def explain(error: Exception) -> str:
-    """An error of a tenant as one sentence: the server's first line, the SQLSTATE, and the remedy if one is known."""
+    """An error of a tenant as one sentence: the server's message and detail, the SQLSTATE, and a remedy if known."""
     if isinstance(error, TenantError):
         return str(error)
     if not isinstance(error, sa.exc.DBAPIError):
         return f"{type(error).__name__}: {error}"
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    first_line = (str(error.orig).splitlines() or [type(error.orig).__name__])[0]
-    remedy = _REMEDIES.get(sqlstate or "")
-    if "row-level security" in first_line:
+    text = error_text(error)
+    remedy = _REMEDIES.get(getattr(error.orig, "sqlstate", None) or "")
+    if "row-level security" in text:
         remedy = "rows would be hidden: give the role BYPASSRLS, or take the policy away"
-    return first_line + (f" (SQLSTATE {sqlstate})" if sqlstate else "") + (f": {remedy}" if remedy else "")
+    return text + (f": {remedy}" if remedy else "")
 
 
 def counted(number: int, noun: str) -> str:

@@ -88,7 +88,7 @@ def _compare_keys(table: Relation, expected: Table) -> Iterator[str]:
 @click.command(help=__doc__)
 def main() -> None:
     where = conninfo("MIGRATION_DATABASE_URL")
-    engine = create_engine(where, **SESSION)
+    engine = create_engine(where, is_reader=True, **SESSION)
     count = 0
     with connected(engine, where) as connection:
         click.echo(f"Comparing {server_and_database(connection)}")

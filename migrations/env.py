@@ -28,7 +28,7 @@ from migrations.tenant import Outcome
 from models import SHARED
 from pipelines.database import connected, conninfo, make_durable, server_and_database
 from pipelines.settings import UsageError
-from pipelines.tenants import TEMPLATE_SCHEMA, find_schemas
+from pipelines.tenants import TEMPLATE_SCHEMA, find_schemas, superuser_warning
 
 OPTIONS = {"tenant", "dry_run", "legacy_view", "archive", "report"}
 
@@ -57,6 +57,8 @@ def main() -> int:
         print(f"{name.capitalize()} of {database}", flush=True)
         with connection.begin():
             schemas = _schemas(connection, tenants, database)
+            if warning := superuser_warning(connection):
+                print(f"Warning: {warning}.", file=sys.stderr)
         if name == "current":
             summary.print_versions(read_records(engine, schemas), command.head)
             return 0

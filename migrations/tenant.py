@@ -18,7 +18,7 @@ from migrations.plan import Command, Plan, Plans
 from migrations.rows import catch_up
 from migrations.shape import FACTS_ARE_LOST, NEW, OLD, Found, Shape, read_found, read_shape, record_of, stamps_of
 from models import SHARED
-from pipelines.database import connection_reason, may_pass
+from pipelines.database import SERVER_REMEDIES, connection_reason, may_pass
 from pipelines.tenants import quoted
 
 _LOST = "something is missing that a revision before has made: repair it with the release whose newest one that is"
@@ -254,7 +254,7 @@ def _failed(schema: str, shape: Shape | None, error: sa.exc.DBAPIError | psycopg
     message = connection_reason(error)
     if detail := getattr(diagnosis, "message_detail", None):  # For instance what depends on it.
         message += f" ({'; '.join(detail.splitlines()[:3])})"
-    remedy = CONSTRAINT_REMEDIES.get(constraint) or REMEDIES.get(sqlstate or "")
+    remedy = CONSTRAINT_REMEDIES.get(constraint) or (SERVER_REMEDIES | REMEDIES).get(sqlstate or "")
     if sqlstate == "42501" and shape:
         whose, remedy = _foreign(shape, role)
         message += f"; {whose}"

@@ -54,7 +54,6 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
         engine = create_engine(
             where,
             pool_size=self.workers + 1,
-            search_path="pg_catalog",  # Nothing that a tenant's owner has made may be found by a name of ours.
             lock_timeout=self.lock_timeout_ms,
             statement_timeout=self.statement_timeout_ms,
             row_security="off",  # A policy that hides rows is an error: they would be missing in the numbers.

@@ -5,6 +5,7 @@ catalog in one query for all tenants, so it costs the same round trip for one te
 privilege on them.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from models.stats import (
     MarketplaceJobStatsChange,
     MarketplaceJobStatsDay,
 )
-from pipelines.database import server_and_database
+from pipelines.database import require_table, server_and_database
 from pipelines.settings import UsageError
 
 TENANT_PATTERN = "^user_[0-9]+$"
@@ -41,6 +42,8 @@ _READ = (MarketplaceJobStats.__tablename__, MarketplaceJobStatsDay.__tablename__
 """What readers need; the facts say only why jobs failed."""
 _KEYS = {name: tuple(key.name for key in table.primary_key) for name, table in _TARGETS.items()}
 _KEYS[MarketplaceJobStats.__tablename__] = KEY  # By which its rows are found; the primary key says nothing.
+_READ_COLUMNS = {column.name for model in (MarketplaceJob, MarketplaceTask) for column in model.__table__.columns}
+_INSTANTS = {"started_at", "completed_at", "created_at"}
 
 
 def quoted(name: str) -> str:
@@ -69,26 +72,77 @@ class Tenant:
     unreadable: str | None = None
 
 
-# One row per tenant and table that matters here, with its columns, and whether it has the unique key that rows are
-# found by. Names of constraints and indexes differ between tenants, so only what they are is looked at. A tenant with
-# none of these tables has one row, of nulls.
-_CATALOG = sa.text("""
-    SELECT n.nspname AS schema,
-           c.relname AS relation,
-           ARRAY (SELECT attname::text FROM pg_attribute
-                   WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) AS columns,
+# What runs code that is neither PostgreSQL's nor an extension's whenever it is written, or, if it is a view, read.
+# It begins with the functions, of which there are few, and goes on with views of views.
+_CODE = """
+    WITH RECURSIVE used AS MATERIALIZED (
+        SELECT classid, objid FROM pg_depend AS use
+         WHERE refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass) AND refobjid >= 16384
+           AND NOT EXISTS (SELECT FROM pg_depend AS member
+                            WHERE member.classid = use.refclassid AND member.objid = use.refobjid
+                              AND member.deptype = 'e')
+    ), code (relid) AS (
+        SELECT adrelid FROM used JOIN pg_attrdef AS d ON d.oid = objid WHERE classid = 'pg_attrdef'::regclass
+         UNION
+        SELECT conrelid FROM used JOIN pg_constraint AS c ON c.oid = objid WHERE classid = 'pg_constraint'::regclass
+         UNION
+        SELECT indrelid FROM used JOIN pg_index ON indexrelid = objid WHERE classid = 'pg_class'::regclass
+         UNION
+        SELECT relid FROM showing
+    ), showing (relid) AS (
+        SELECT ev_class FROM used JOIN pg_rewrite AS r ON r.oid = objid WHERE classid = 'pg_rewrite'::regclass
+         UNION
+        SELECT ev_class FROM showing
+          JOIN pg_depend ON refclassid = 'pg_class'::regclass AND refobjid = relid AND classid = 'pg_rewrite'::regclass
+          JOIN pg_rewrite AS r ON r.oid = objid
+    )"""
+
+# What of a relation `c` decides whether it can be worked with; named by what it is, since names of constraints and
+# indexes differ between tenants. Triggers of foreign keys are PostgreSQL's own, and what is disabled does not count.
+_FOUND = """
+           c.relkind, columns.*,
            EXISTS (SELECT FROM pg_index i
                     WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
                       AND i.indpred IS NULL AND i.indexprs IS NULL
                       AND string_to_array(CAST(:keys AS json) ->> c.relname, ',') =
                           ARRAY (SELECT attname::text FROM pg_attribute
                                   WHERE attrelid = c.oid AND attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
-                                  ORDER BY attname)) AS has_key
+                                  ORDER BY attname)) AS has_key,
+           c.relpersistence = 'u' AS is_unlogged,
+           c.relrowsecurity AND row_security_active(c.oid) AS hides_rows,
+           c.oid IN (SELECT relid FROM code) AS runs_code,
+           CASE WHEN c.relhastriggers
+                THEN ARRAY (SELECT tgname::text FROM pg_trigger
+                             WHERE tgrelid = c.oid AND NOT tgisinternal AND tgenabled IN ('O', 'A') ORDER BY tgname)
+           END AS triggers,
+           CASE WHEN c.relhasrules
+                THEN ARRAY (SELECT rulename::text FROM pg_rewrite
+                             WHERE ev_class = c.oid AND ev_type <> '1' AND ev_enabled IN ('O', 'A') ORDER BY rulename)
+           END AS rules,
+           CASE WHEN c.relhassubclass AND c.relkind = 'r'
+                THEN ARRAY (SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = c.oid ORDER BY inhrelid)
+           END AS heirs"""
+# Types of somebody: an enum is as good as a text, but a domain checks, and a cast converts, by functions of theirs.
+_COLUMNS = """
+     CROSS JOIN LATERAL (
+           SELECT array_agg(attname::text) AS columns,
+                  array_agg(attname::text) FILTER (WHERE atttypid = 'timestamp'::regtype) AS zoneless,
+                  array_agg(attname::text) FILTER (WHERE atttypid >= 16384) AS foreign_typed,
+                  array_agg(attname::text) FILTER (WHERE atttypid >= 16384 AND EXISTS (
+                      SELECT FROM pg_type WHERE oid = atttypid AND typtype = 'd')) AS domains,
+                  array_agg(attname::text) FILTER (WHERE atttypid >= 16384 AND EXISTS (
+                      SELECT FROM pg_cast WHERE castsource = atttypid AND castfunc >= 16384)) AS converted
+             FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) AS columns"""
+
+# One row per tenant and table that matters here. A tenant with none of these tables has one row, of nulls.
+_CATALOG = sa.text(f"""{_CODE}
+    SELECT n.nspname AS schema, c.relname AS relation, {_FOUND}
       FROM pg_namespace n
       LEFT JOIN pg_class c ON c.relnamespace = n.oid
                           AND (c.relname = ANY (:sources) AND c.relkind IN ('r', 'p', 'v', 'f')
                                OR c.relname = ANY (:targets) AND c.relkind IN ('r', 'p'))
-     WHERE n.nspname ~ :pattern AND (:only = '{}' OR n.nspname = ANY (:only))
+     {_COLUMNS}
+     WHERE n.nspname ~ :pattern AND (:only = '{{}}' OR n.nspname = ANY (:only))
      ORDER BY substring(n.nspname FROM 6)::numeric, n.nspname
 """).bindparams(
     sa.bindparam("sources", [_JOBS, _TASKS, _OLD_JOBS], type_=sa.ARRAY(sa.Text)),
@@ -136,18 +190,128 @@ def _judge(schema: str, relations: dict[str, sa.Row[Any]]) -> Tenant:
         for name, target in _TARGETS.items()
         if (fault := _fault(target, relations.get(name)))
     }
-    unreadable = next((faults[name] for name in _READ if name in faults), None)
+    hidden = {name: fault for name in _READ if name not in faults and (fault := _hides_rows(schema, relations[name]))}
+    unreadable = next(({**faults, **hidden}[name] for name in _READ if name in faults or name in hidden), None)
     if _JOBS not in relations:
         reason = f"still has {_OLD_JOBS}, its name before the rename" if _OLD_JOBS in relations else "is missing"
         return Tenant(schema, skipped=f"{_JOBS} {reason}", unreadable=unreadable)
-    failed = next(iter(faults.values()), None)
+    sources = [relations[name] for name in (_JOBS, _TASKS) if name in relations]
+    reasons = itertools.chain(
+        faults.values(),
+        (obstacle(schema, _TARGETS[name], relations[name]) for name in _TARGETS if name in relations),
+        (_unfit_source(schema, source) for source in sources),
+    )
+    failed = next(filter(None, reasons), None)
     return Tenant(schema, failed=failed, has_tasks=_TASKS in relations, unreadable=unreadable)
 
 
 def _fault(target: sa.Table, found: sa.Row[Any] | None) -> str | None:
-    """What is wrong with a table of ours, if anything is."""
+    """What is wrong with the shape of a table of ours, if anything is."""
     if found is None:
         return "is missing"
     if missing := sorted({column.name for column in target.columns} - set(found.columns)):
         return f"lacks the columns {', '.join(missing)}"
+    if zoneless := sorted(
+        {column.name for column in target.columns if _has_zone(column)}.intersection(found.zoneless or ())
+    ):
+        return f"has timestamps without time zone, {', '.join(zoneless)}"
     return None if found.has_key else f"has no unique key on {', '.join(_KEYS[target.name])}"
+
+
+def _has_zone(column: sa.Column[Any]) -> bool:
+    return isinstance(column.type, sa.DateTime) and column.type.timezone
+
+
+def _hides_rows(schema: str, found: sa.Row[Any]) -> str | None:
+    if not found.hides_rows:
+        return None
+    return (
+        f"{found.relation} has row-level security, which hides rows: ALTER TABLE {schema}.{found.relation} DISABLE ROW "
+        "LEVEL SECURITY, or give the role BYPASSRLS"
+    )
+
+
+def obstacle(schema: str, target: sa.Table, found: sa.Row[Any]) -> str | None:
+    """Why a table of ours must not be written, with the remedy; None if nothing is in the way.
+
+    Whatever else runs when it is written would run with our rights, and may write something else than was counted.
+    """
+    table = f"{schema}.{target.name}"
+    own = {column.name for column in target.columns}
+    if found.is_unlogged:
+        return f"{target.name} is unlogged, so a crash empties it: ALTER TABLE {table} SET LOGGED"
+    if reason := _hides_rows(schema, found):
+        return reason
+    if found.triggers:
+        return (
+            f"{target.name} has a trigger of somebody else's, which would run with the rights of this role: "
+            f"DROP TRIGGER {quoted(found.triggers[0])} ON {table}, or disable it"
+        )
+    if found.rules:
+        return (
+            f"{target.name} has a rule of somebody else's, which changes what is written: "
+            f"DROP RULE {quoted(found.rules[0])} ON {table}, or disable it"
+        )
+    if found.heirs:
+        return (
+            f"{target.name} has a table that inherits from it, whose rows would count, too: "
+            f"ALTER TABLE {found.heirs[0]} NO INHERIT {table}"
+        )
+    if types := sorted({*(found.domains or ()), *own.intersection(found.foreign_typed or ())}):
+        return (
+            f"{target.name} has columns of somebody else's types, which may run code with the rights of this role: "
+            f"change the type of {', '.join(map(quoted, types))} to one of PostgreSQL's"
+        )
+    if found.runs_code:
+        return (
+            f"{target.name} has a default, a check or an index with a function or operator of somebody else's, which "
+            f"would run with the rights of this role: drop what `\\d {table}` shows of it"
+        )
+    return None
+
+
+def _unfit_source(schema: str, found: sa.Row[Any]) -> str | None:
+    """Why a table of the application cannot be read, with the remedy; None if it can."""
+    table = f"{schema}.{found.relation}"
+    if zoneless := sorted(_INSTANTS.intersection(found.zoneless or ()) if found.relation == _JOBS else ()):
+        change = ", ".join(f"ALTER {name} TYPE timestamptz USING {name} AT TIME ZONE '<zone>'" for name in zoneless)
+        return (
+            f"{found.relation} has timestamps without time zone, so nobody knows what instants they mean: "
+            f"ALTER TABLE {table} {change}, with the zone that the application writes"
+        )
+    if found.relkind == "v" and found.runs_code:
+        return (
+            f"{found.relation} is a view with a function or operator of somebody else's, which would run with the "
+            "rights of this role: make it a view without, or a table"
+        )
+    if converted := sorted(_READ_COLUMNS.intersection(found.converted or ())):
+        return (
+            f"{found.relation} has columns of a type with a cast of somebody else's, which would run with the rights "
+            f"of this role: drop the cast of the type of {', '.join(converted)}"
+        )
+    return None
+
+
+def require_writable(connection: sa.Connection, table: sa.Table) -> None:
+    """Raises UsageError if this table of ours, outside of the tenants, is missing or must not be written."""
+    require_table(connection, table)
+    query = sa.text(f"{_CODE} SELECT {_FOUND} FROM pg_class c {_COLUMNS} WHERE c.oid = to_regclass(:name)")
+    found = connection.execute(query, {"name": table.fullname, "keys": "{}"}).one()
+    if reason := obstacle(str(table.schema), table, found):
+        raise UsageError(f"{table.schema}.{reason}.")
+
+
+def superuser_warning(connection: sa.Connection) -> str | None:
+    """What to say where a superuser works on schemas of others; None if the role is none, or they are all its like."""
+    query = sa.text("""
+        SELECT current_user AS role, count(*) AS number, min(n.nspname) AS first
+          FROM pg_namespace n JOIN pg_roles owner ON owner.oid = n.nspowner
+         WHERE (n.nspname = :template OR n.nspname ~ :pattern) AND NOT owner.rolsuper
+           AND (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)""")
+    found = connection.execute(query, {"template": TEMPLATE_SCHEMA, "pattern": TENANT_PATTERN}).one()
+    if not found.number:
+        return None
+    return (
+        f"{found.role} is a superuser, and {found.number} schemas, {found.first} for instance, belong to roles that "
+        "are none: what their owners make may run with its rights. Use a role as `Roles` in the README has it"
+    )

@@ -49,31 +49,58 @@ def running_server(**settings: str) -> Iterator[str]:
 
 
 @contextmanager
+def running_standby(primary: str) -> Iterator[str]:
+    """The conninfo of a hot standby of this server, of which it is a copy; it is gone afterwards."""
+    with _folder() as (folder, run):
+        run("pg_basebackup", "-D", "data", "-d", primary, "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+        with _started(folder, run) as server:
+            yield server.conninfo
+
+
+@contextmanager
 def server_to_control(**settings: str) -> Iterator[Server]:
     """A new server; it and its data are gone afterwards."""
-    # PostgreSQL refuses to run as root. A short path, because the name of a socket may not be long.
+    with _folder() as (folder, run):
+        run("initdb", "-D", "data", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
+        lines = "\n".join(f"{name} = {value}" for name, value in (SETTINGS | settings).items())
+        with (folder / "data" / "postgresql.conf").open("a") as configuration:
+            configuration.write(f"\n{lines}\n")
+        with _started(folder, run) as server:
+            yield server
+
+
+@contextmanager
+def _folder() -> Iterator[tuple[Path, Callable[..., None]]]:
+    """A new folder, and the way to run a command of PostgreSQL in it. Its path is short, for a socket's name."""
+    # PostgreSQL refuses to run as root.
     user = ensure_user_exists("pgserver") if os.geteuid() == 0 else None
-    with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as folder:
-        data = Path(folder) / "data"
+    with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as name:
         if user:
-            os.chown(folder, user.pw_uid, user.pw_gid)
+            os.chown(name, user.pw_uid, user.pw_gid)
 
         def run(command: str, *arguments: str) -> None:
-            name = user.pw_name if user else None
             subprocess.run(
-                [binaries() / command, *arguments], check=True, user=name, cwd=folder, stdout=subprocess.DEVNULL
+                [binaries() / command, *arguments],
+                check=True,
+                user=user.pw_name if user else None,
+                cwd=name,
+                stdout=subprocess.DEVNULL,
             )
 
-        run("initdb", "-D", str(data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
-        lines = "\n".join(f"{name} = {value}" for name, value in (SETTINGS | settings).items())
-        with (data / "postgresql.conf").open("a") as configuration:
-            configuration.write(f"\n{lines}\nunix_socket_directories = '{folder}'\n")
+        yield Path(name), run
 
-        def control(*arguments: str) -> None:
-            run("pg_ctl", "-D", str(data), "-w", "-l", str(data / "server.log"), *arguments)
 
-        control("start")
-        try:
-            yield Server(f"host={folder} user=postgres", control)
-        finally:
-            control("-m", "immediate", "stop")
+@contextmanager
+def _started(folder: Path, run: Callable[..., None]) -> Iterator[Server]:
+    """The server on the data in this folder, while it is open."""
+    with (folder / "data" / "postgresql.conf").open("a") as configuration:
+        configuration.write(f"unix_socket_directories = '{folder}'\n")
+
+    def control(*arguments: str) -> None:
+        run("pg_ctl", "-D", str(folder / "data"), "-w", "-l", str(folder / "data" / "server.log"), *arguments)
+
+    control("start")
+    try:
+        yield Server(f"host={folder} user=postgres", control)
+    finally:
+        control("-m", "immediate", "stop")

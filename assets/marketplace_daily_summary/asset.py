@@ -21,7 +21,7 @@ from pipelines.failure import RunFailure
 from pipelines.partitions import Window
 from pipelines.resources import TenantDatabase
 from pipelines.settings import UsageError
-from pipelines.tenants import choose_tenants
+from pipelines.tenants import choose_tenants, superuser_warning
 
 BATCH = 50
 """How many tenants one statement adds up; a hundred more branches are planned much slower."""
@@ -131,6 +131,8 @@ def _add_up(
 
     with connection.begin():
         found = choose_tenants(connection)
+        if warning := superuser_warning(connection):
+            context.log.warning(warning)
     # What is stored counts, whatever has become of the source; but where there never was one, nothing is missing.
     tenants = [tenant for tenant in found if not (tenant.skipped and tenant.unreadable)]
     types = action_types(connection)

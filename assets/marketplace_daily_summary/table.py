@@ -13,6 +13,7 @@ from pipelines.failure import RunFailure
 from pipelines.partitions import Window
 from pipelines.resources import TenantDatabase
 from pipelines.settings import UsageError
+from pipelines.tenants import require_writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +61,7 @@ def write(connection: sa.Connection, frame: "pd.DataFrame", window: Window) -> d
     records: list[dict[Any, Any]] = frame.to_dict("records")
     wanted = {tuple(row[name] for name in KEY): row for row in records}
     with connection.begin():
-        require_table(connection, summary)
+        require_writable(connection, summary)
         connection.execute(sa.text("SET LOCAL synchronous_commit = on"))
         connection.execute(sa.text(f"LOCK TABLE {summary.fullname} IN SHARE ROW EXCLUSIVE MODE"))
         stored = {tuple(row[name] for name in KEY): row for row in _rows(connection, window)}

@@ -21,12 +21,12 @@ from assets.sources import column_schema
 from assets.tenant_tables import table_key
 from models.stats import MarketplaceJobFact, MarketplaceJobStats
 from pipelines.action_types import action_types
-from pipelines.database import make_durable, server_and_database
+from pipelines.database import make_durable, require_answer, server_and_database
 from pipelines.failure import RunFailure
 from pipelines.partitions import Days, Window
 from pipelines.resources import NoConnection, TenantDatabase
 from pipelines.settings import UsageError
-from pipelines.tenants import Tenant, choose_tenants, find_tenants
+from pipelines.tenants import Tenant, choose_tenants, find_tenants, superuser_warning
 
 # Dagster calls `backfill_policy` beta, six times each time that it loads the asset. The design rests on it knowingly,
 # and the tests of the command line would show a change.
@@ -187,6 +187,22 @@ def _compute(
     context: dg.AssetExecutionContext, config: StatsConfig, database: TenantDatabase, spec: ComputeSpec
 ) -> RunReport:
     """Computes the days for the chosen tenants. What is returned is durable. Raises UsageError."""
+    failed: dict[str, str] = {}  # While the server was lost: perhaps one of them is why.
+    try:
+        return _compute_in_passes(context, config, database, spec, failed)
+    except UsageError as error:
+        if not failed:
+            raise
+        raise UsageError(f"{error.message} Before that, {first_reasons(failed)}.") from None
+
+
+def _compute_in_passes(
+    context: dg.AssetExecutionContext,
+    config: StatsConfig,
+    database: TenantDatabase,
+    spec: ComputeSpec,
+    failed: dict[str, str],
+) -> RunReport:
     # At night there is nobody to begin again; a person rather knows at once that the server is down.
     patience_s = PATIENCE_S if SCHEDULE_TAG in context.run.tags else 0
     for _ in range(PASSES):
@@ -201,6 +217,7 @@ def _compute(
                 # A server that crashes forgets what was committed last, so nobody is done; to compute a tenant again
                 # that is done after all changes nothing.
                 patience_s = PATIENCE_S
+                failed |= report.failed
                 context.log.warning(f"The server was lost ({explain(error)}): beginning again, with every tenant")
             else:
                 return report
@@ -239,6 +256,8 @@ def _compute_once(
 
     with witness.begin():
         tenants = choose_tenants(witness, config.tenants)
+        if warning := superuser_warning(witness):
+            context.log.warning(warning)
     context.log.info(f"Computing {report.spec.window}, for {len(tenants)} tenants of {report.database}")
     try:
         with closing(database.for_each(engine, tenants, work)) as outcomes:
@@ -249,20 +268,14 @@ def _compute_once(
                     context.log.error(f"{tenant.schema} failed: {report.failed[tenant.schema]}")
                 # Is it the tenant, or the server? And a connection that is silent for minutes may be ended on the way.
                 if tenant.schema in report.failed or time.monotonic() > looked_at + WITNESS_S:
-                    _look_at(witness)
+                    require_answer(witness)
                     looked_at = time.monotonic()
                 if number % 1000 == 0:
                     context.log.info(f"{number} of {len(tenants)} tenants")
     except NoConnection:
-        _look_at(witness)
+        require_answer(witness)
         raise
     if not report.done and not report.failed:
         raise UsageError(f"Nothing to compute in {report.database}. {first_reasons(report.skipped)}.")
     if report.done:
         make_durable(witness, report.spec.run_id)
-
-
-def _look_at(witness: sa.Connection) -> None:
-    """Raises a DBAPIError if the server was lost."""
-    with witness.begin():
-        witness.execute(sa.text("SELECT"))

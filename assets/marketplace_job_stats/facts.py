@@ -46,12 +46,16 @@ def _milliseconds(start: str, end: str) -> str:
     )
 
 
+# An id that no integer holds is no action's, so it may as well be another one that is none.
+_ACTION = "least(greatest(job.action_type_id, -2147483648), 2147483647)::integer"
+
 # The finished jobs, as facts. `uncounted`: why one is not counted, or not wholly. The message is read by the job's key,
 # so that an index over the other columns is enough for all jobs that have not failed.
 _SOURCE = """
     SELECT job.id::bigint AS job_id, job.created_at, job.completed_at,
            (%(dates)s::date[])[width_bucket(job.completed_at, %(starts)s::timestamptz[])] AS date,
-           job.action_type_id, job.marketplace::text AS marketplace, job.status::text AS status, job.retry_count,
+           {action} AS action_type_id, job.marketplace::text AS marketplace, job.status::text AS status,
+           job.retry_count,
            CASE WHEN job.status::text IN {ran} THEN {duration} END AS duration_ms,
            {wait} AS wait_ms,
            CASE WHEN job.status::text = 'failed' THEN {reason} END AS failure_reason,
@@ -98,6 +102,7 @@ def _source(tasks: str, chosen: str, reasons: bool) -> str:
         for name, type_ in numbers.items()
     )
     return _SOURCE.format(
+        action=_ACTION,
         ran=RAN,
         known=KNOWN,
         finished=FINISHED,

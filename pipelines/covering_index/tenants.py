@@ -7,9 +7,9 @@ from enum import StrEnum
 import sqlalchemy as sa
 
 from pipelines.covering_index.index import LACKING, SESSION, TABLE, Found, build, drop, look
-from pipelines.database import connected, conninfo, create_engine, server_and_database
+from pipelines.database import SERVER_REMEDIES, connected, conninfo, create_engine, error_text, server_and_database
 from pipelines.settings import Settings, UsageError
-from pipelines.tenants import TEMPLATE_SCHEMA, find_schemas
+from pipelines.tenants import TEMPLATE_SCHEMA, find_schemas, superuser_warning
 
 _REMEDIES = {
     "42501": "work as the owner of the tables: set MIGRATION_DATABASE_URL",
@@ -17,6 +17,7 @@ _REMEDIES = {
     "55P03": "another session has kept a transaction open for longer than STATS_LOCK_TIMEOUT_MS: end it, or wait, "
     "then give the same command again",
     "57014": "it was cancelled, or took longer than STATS_STATEMENT_TIMEOUT_MS: then raise that, and build again",
+    **SERVER_REMEDIES,
 }
 # The key of the session's lock that keeps a second command out; any number that nothing else uses.
 _LOCK = 7_229_101_114
@@ -102,6 +103,8 @@ def carry_out(
     with connected(engine, where) as connection:
         report = Report(server_and_database(connection))
         say(f"{action.capitalize()}: the covering index in {report.database}")
+        if warning := superuser_warning(connection):
+            say(f"Warning: {warning}")
         schemas = _schemas(connection, tenants, report.database)
         _each(connection, schemas, report, lambda schema: report.found.update({schema: look(connection, schema)}))
         for sentence in report.sentences():
@@ -145,7 +148,7 @@ def _each(
         try:
             work(schema)
         except sa.exc.DBAPIError as error:
-            reason = (str(error.orig).splitlines() or ["the connection was lost"])[0]
+            reason = error_text(error)
             if connection.invalidated:
                 raise UsageError(
                     f"The connection to {report.database} was lost at {schema}, number {number} of {len(schemas)}: "
@@ -153,7 +156,7 @@ def _each(
                 ) from None
             sqlstate = getattr(error.orig, "sqlstate", None) or ""
             remedy = _REMEDIES.get(sqlstate, "correct what the message says, then give the same command again")
-            report.failed[schema] = f"{reason} (SQLSTATE {sqlstate}): {remedy}"
+            report.failed[schema] = f"{reason}: {remedy}"
         if (number - 1) * 10 // len(schemas) < number * 10 // len(schemas):
             say(f"{number} of {len(schemas)} schemas")
 

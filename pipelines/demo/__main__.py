@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import click
 import psycopg
 
-from pipelines.database import conninfo
+from pipelines.database import cannot_connect, conninfo
 from pipelines.demo import data, tables
 from pipelines.local import ROOT
 from pipelines.settings import Settings, UsageError
@@ -52,10 +52,11 @@ def main(once: bool) -> None:
 
 
 def _connect() -> psycopg.Connection[tuple[object, ...]]:
+    where = conninfo()
     try:
-        return psycopg.connect(conninfo())
+        return psycopg.connect(where)
     except psycopg.OperationalError as error:
-        raise UsageError(f"{str(error).splitlines()[0]}. Check DATABASE_URL, and that the server is up.") from None
+        raise UsageError(cannot_connect(where, error)) from None
 
 
 def _run(*command: str) -> None:

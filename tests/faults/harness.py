@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 
 from tests import application
-from tests.conftest import RUN_ROLE, create_database, run, run_url, url_of
+from tests.conftest import RUN_ROLE, create_database, hide_triggers, run, run_url, url_of
 from tests.reference import JOB_COLUMNS, ROW_COLUMNS, TASK_COLUMNS, Day, Memory, Source, uncounted
 from tests.server import Server
 
@@ -114,6 +114,7 @@ class World:
             for schema in TENANTS:
                 connection.execute(f"""
                     CREATE TRIGGER slowly AFTER UPDATE ON {schema}.marketplace_job_stats EXECUTE FUNCTION slowly()""")
+            hide_triggers(connection)
         self.old: dict[str, State] = {}
         self.new: dict[str, State] = {}
         # What the batch remembers, and what it will remember once it has seen the change.

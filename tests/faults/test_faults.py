@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from migrations.target import HEAD
-from tests.conftest import RUN_ROLE
+from tests.conftest import RUN_ROLE, hide_triggers
 from tests.faults.harness import DAYS, FIGURES, FIRST, LAST, TENANTS, Run, World
 
 # One worker runs them all: the last test counts what the others have injected.
@@ -47,6 +47,7 @@ def paused(world: World, point: str) -> Iterator[psycopg.Connection[tuple[object
             holder.execute(statement)
         else:
             connection.execute(statement)
+            hide_triggers(connection)
             holder.execute("SELECT pg_advisory_lock(1)")
         try:
             yield connection

@@ -1,15 +1,18 @@
 """What the tests of runs have in common: rows of three tenants, runs in this process, and what these reported."""
 
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 import psycopg
+import pytest
 
 from assets.marketplace_job_stats.asset import SCHEDULE_TAG
 from pipelines.definitions import build_defs
@@ -102,6 +105,21 @@ def checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluati
     found = result.get_asset_check_evaluations()
     assert len({check.check_name for check in found}) == len(found)
     return {check.check_name: check for check in found}
+
+
+def create_extension(connection: psycopg.Connection[Any], name: str, script: str = "") -> None:
+    """An extension of this name that does what the script says. Skips the test before PostgreSQL 18."""
+    if connection.info.server_version < 180_000:
+        pytest.skip("An extension from another folder needs PostgreSQL 18.")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        files = Path(folder) / "extension"
+        files.mkdir()
+        (files / f"{name}.control").write_text("default_version = '1'\n")
+        (files / f"{name}--1.sql").write_text(script)
+        for path in (files.parent, files):
+            path.chmod(0o755)
+        connection.execute(f"SET extension_control_path = '$system:{folder}'")
+        connection.execute(f"CREATE EXTENSION {name}")
 
 
 def total_jobs(connection: psycopg.Connection[Any], schema: str) -> int:

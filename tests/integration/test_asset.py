@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from assets.marketplace_job_stats import asset
 from tests import application
-from tests.conftest import url_of, wait_until
+from tests.conftest import hide_triggers, url_of, wait_until
 from tests.integration.common import DAY, NOON, TENANTS, failure, job, materialize, metadata, total_jobs
 
 pytestmark = pytest.mark.usefixtures("source_rows")
@@ -180,6 +180,7 @@ def test_stored_counts_that_differ_fail_the_tenant(connection: psycopg.Connectio
         $$ BEGIN NEW.success_count := NEW.success_count + 1; RETURN NEW; END $$;
         CREATE TRIGGER meddle BEFORE INSERT ON user_2.marketplace_job_stats
         FOR EACH ROW EXECUTE FUNCTION user_2.meddle()""")
+    hide_triggers(connection)
     result = materialize()
     assert "marketplace_job_stats holds success_count = 2 for 2026-01-15, but 1 were counted" in failure(result)
     assert total_jobs(connection, "user_2") == 0

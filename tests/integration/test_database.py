@@ -1,13 +1,15 @@
 """The lookup of tenants, and the connections that a run works with; on a real server."""
 
+import time
 from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 
+from assets.reporting import explain
 from migrations.target import HEAD
-from pipelines.database import connected, create_engine
+from pipelines.database import SERVER_REMEDIES, connected, conninfo, create_engine
 from pipelines.resources import TenantDatabase
 from pipelines.settings import UsageError
 from pipelines.tenants import Tenant, find_tenants
@@ -160,3 +162,115 @@ def test_the_runs_role_has_what_it_needs_and_nothing_else(connection: psycopg.Co
         "SELECT rolsuper, rolcreatedb, rolcreaterole, rolbypassrls FROM pg_roles WHERE rolname = %s", [RUN_ROLE]
     )
     assert role.fetchall() == [(False, False, False, False)]
+
+
+@pytest.mark.parametrize(
+    ("url", "secret"),
+    [
+        ("postgresql://hunter2", "hunter2"),
+        ("postgresql://user@hunter2/shop", "hunter2"),
+        ("postgresql://user:pass@hunter.2:5432/shop", "hunter"),
+        ("postgresql://user:hun@ter2@/shop", "ter2"),
+        ("postgresql://user:hun/ter2@localhost/shop", "ter2"),
+        ("postgresql://user:hun#ter2@localhost:1/shop", "ter2"),
+        ("postgresql:///shop?host=hunter2", "hunter2"),
+    ],
+)
+def test_a_word_that_may_be_a_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch, url: str, secret: str) -> None:
+    """A password that is taken apart may stand in the host's place; whatever is not known as a host is not repeated."""
+    monkeypatch.setenv("DATABASE_URL", url)
+
+    def connect() -> None:
+        where = conninfo()
+        with connected(create_engine(where), where):
+            pass
+
+    with pytest.raises(UsageError) as error:
+        connect()
+    assert secret not in error.value.message
+    assert "percent-encoded" in error.value.message or "Connection refused" in error.value.message
+
+
+def test_why_there_is_no_connection_has_a_remedy(
+    connection: psycopg.Connection[Any], database: str, server: str
+) -> None:
+    """libpq tells no SQLSTATE, so its words have to do."""
+    none = f"none_{connection.info.dbname}"
+    connection.execute(f"CREATE ROLE {none} LOGIN CONNECTION LIMIT 0".encode())
+    for where, said in (
+        (
+            f"{database} user=nobody",
+            'role "nobody" does not exist. Check the user in DATABASE_URL, or create the role.',
+        ),
+        (
+            f"{server} dbname=nothing",
+            'database "nothing" does not exist. Check the name of the database in DATABASE_URL.',
+        ),
+        (f"{database} user={none}", f'too many connections for role "{none}". Lower STATS_WORKERS, or raise'),
+        (f"{database} host=/tmp/nowhere", "Check DATABASE_URL, and that the server is up."),
+    ):
+        with pytest.raises(UsageError) as error, connected(create_engine(where), where):
+            pass
+        assert said in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("statements", "said"),
+    [
+        (
+            ["SELECT nothing FROM pg_class"],
+            'column "nothing" does not exist (SQLSTATE 42703): if it is a column of the',
+        ),
+        (
+            ["CREATE VIEW user_2.mine AS SELECT id FROM user_2.marketplace_jobs", "DROP TABLE user_2.marketplace_jobs"],
+            "(view user_2.mine depends on table user_2.marketplace_jobs) (SQLSTATE 2BP01)",
+        ),
+        (["SET TRANSACTION READ ONLY", "CREATE TABLE user_2.new ()"], "(SQLSTATE 25006): the server, the database or"),
+        (
+            ["SET LOCAL idle_in_transaction_session_timeout = 50", "pause", "SELECT 1"],
+            "(SQLSTATE 25P03): idle_in_transaction_session_timeout of the server or the role has ended it",
+        ),
+        (
+            ["SET LOCAL transaction_timeout = 50", "SELECT pg_sleep(9)"],
+            "(SQLSTATE 25P04): transaction_timeout of the server or the role has ended it",
+        ),
+        (["SELECT convert_from('\\xe9', 'UTF8')"], "(SQLSTATE 22021): a text is not in the encoding"),
+        (["SELECT convert('\\xe2809c', 'UTF8', 'LATIN1')"], "(SQLSTATE 22P05): a text does not exist in the encoding"),
+        (["SET ROLE stats", "SELECT FROM user_2.vinted_job_stats"], "(SQLSTATE 42501): migrate it with"),
+        (
+            ["INSERT INTO user_2.marketplace_job_stats (action_type_id, date, marketplace) VALUES (7, now(), 'x')"],
+            'violates check constraint "ck_marketplace_job_stats_marketplace" (SQLSTATE 23514)',
+        ),
+    ],
+)
+def test_errors_keep_their_detail_and_have_a_remedy(
+    connection: psycopg.Connection[Any], database: str, statements: list[str], said: str
+) -> None:
+    """On one line: what the server says, its detail but no row of a customer's, the SQLSTATE, and what to do."""
+    if statements[0].startswith("SET LOCAL transaction_timeout") and connection.info.server_version < 170_000:
+        pytest.skip("transaction_timeout is of PostgreSQL 17.")
+    engine = create_engine(url_of(database))
+
+    def execute() -> None:
+        with engine.connect() as other:
+            for statement in statements:
+                if statement == "pause":
+                    time.sleep(0.3)
+                else:
+                    other.exec_driver_sql(statement)
+
+    with pytest.raises(sa.exc.DBAPIError) as error:
+        execute()
+    engine.dispose()
+    text = explain(error.value)
+    assert said in text
+    assert "Failing row" not in text
+
+
+@pytest.mark.parametrize("sqlstate", SERVER_REMEDIES)
+def test_every_remedy_is_found(engine: sa.Engine, sqlstate: str) -> None:
+    """For what a test had better not bring about: a full disk, a server that stops."""
+    raised = f"DO $$ BEGIN RAISE EXCEPTION 'so it is' USING ERRCODE = '{sqlstate}', DETAIL = 'why.'; END $$"
+    with engine.connect() as connection, pytest.raises(sa.exc.DBAPIError) as error:
+        connection.exec_driver_sql(raised)
+    assert explain(error.value) == f"so it is (why) (SQLSTATE {sqlstate}): {SERVER_REMEDIES[sqlstate]}"

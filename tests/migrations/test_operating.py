@@ -1,7 +1,6 @@
 """What operators meet: locks, signals, poolers, roles, drift, sequences, and what is in the way."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from tests.conftest import ROOT, RUN_ROLE, create_database, run, url_of, wait_un
 from tests.migrations.common import SCHEMAS, alembic, differences, drift_of, shapes
 from tests.migrations.test_faults import process
 from tests.migrations.test_states import NEW_TABLE, S
+from tests.pooler import needs_pgbouncer, running_pooler
 from tests.server import binaries
 
 # ---- locks and signals ----
@@ -79,47 +79,26 @@ def test_a_signal_ends_with_the_summary(
     assert "4 schemas: 1 done, 3 already there" in alembic(old_database, "upgrade", "head")
 
 
-@pytest.mark.skipif(not shutil.which("pgbouncer"), reason="There is no PgBouncer here.")
-def test_time_outs_hold_behind_a_pooler(
-    old_database: str, old_connection: psycopg.Connection[Any], tmp_path: Path
-) -> None:
+@needs_pgbouncer
+def test_time_outs_hold_behind_a_pooler(old_database: str, old_connection: psycopg.Connection[Any]) -> None:
     """Promise 5: in session mode, where it drops what is given at the start; a lock is not waited for without end."""
-    given = psycopg.conninfo.conninfo_to_dict(old_database)
-    tmp_path.chmod(0o777)
-    (tmp_path / "users").write_text('"postgres" ""\n')
-    (tmp_path / "pgbouncer.ini").write_text(f"""
-[databases]
-* = host={given["host"]}
-[pgbouncer]
-listen_port = 6543
-unix_socket_dir = {tmp_path}
-auth_type = trust
-auth_file = {tmp_path}/users
-pool_mode = session
-ignore_startup_parameters = options
-logfile = {tmp_path}/log
-""")
-    parents = [tmp_path, *tmp_path.parents][:-2]
-    for folder in parents:
-        folder.chmod(folder.stat().st_mode | 0o055)
-    user = Path(str(given["host"])).owner() if os.geteuid() == 0 else None
-    command = [str(shutil.which("pgbouncer")), str(tmp_path / "pgbouncer.ini")]
-    with subprocess.Popen(command, user=user, stderr=subprocess.DEVNULL) as pooler:
-        try:
-            deadline = time.monotonic() + 10
-            while not (tmp_path / ".s.PGSQL.6543").exists():
-                assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-                time.sleep(0.05)
-            with psycopg.connect(old_database) as other:
-                other.execute(f"LOCK TABLE {S}.{OLD} IN ACCESS SHARE MODE")
-                url = f"postgresql://postgres@/{given['dbname']}?host={tmp_path}&port=6543"
-                environment = {"DATABASE_URL": url, "STATS_LOCK_TIMEOUT_MS": "200"}
-                result = run("alembic", "upgrade", "head", environment=environment, check=False)
-            assert f"{S}: failed" in result.stderr, result.stdout + result.stderr
-            assert "(SQLSTATE 55P03); another session keeps a lock" in result.stderr
-            assert "4 schemas: 3 done, 0 already there, 0 skipped, 1 failed" in result.stdout
-        finally:
-            pooler.kill()
+    with running_pooler(old_database, "session") as where, psycopg.connect(old_database) as other:
+        other.execute(f"LOCK TABLE {S}.{OLD} IN ACCESS SHARE MODE")
+        environment = {"DATABASE_URL": url_of(where), "STATS_LOCK_TIMEOUT_MS": "200"}
+        result = run("alembic", "upgrade", "head", environment=environment, check=False)
+    assert f"{S}: failed" in result.stderr, result.stdout + result.stderr
+    assert "(SQLSTATE 55P03); another session keeps a lock" in result.stderr
+    assert "4 schemas: 3 done, 0 already there, 0 skipped, 1 failed" in result.stdout
+
+
+@needs_pgbouncer
+def test_a_pooler_in_transaction_mode_is_refused(old_database: str) -> None:
+    """In one sentence, and nothing is done."""
+    with running_pooler(old_database, "transaction") as where:
+        result = run("alembic", "upgrade", "head", environment={"DATABASE_URL": url_of(where)}, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: The settings of a session do not last: is there a pooler in transaction")
+    assert result.stdout == ""
 
 
 # ---- roles ----
