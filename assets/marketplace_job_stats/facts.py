@@ -144,12 +144,22 @@ _DIFFERS = " OR ".join(f"fact.{name} IS DISTINCT FROM source.{name}" for name in
 _TASKS_DIFFER = " OR ".join(f"fact.{name} IS DISTINCT FROM source.{name}" for name in TASK_NUMBERS)
 
 
+_RETURNED = tuple(name for name in COLUMNS if name not in ("job_id", "created_at", "completed_at", "failure_reason"))
+_WAITING = """
+               || (SELECT ARRAY[0::bigint] FROM {schema}.marketplace_job_facts AS waiting
+                    WHERE waiting.date = ANY (%(new_days)s::date[]) LIMIT 1)"""
+
+
 @lru_cache
-def compare(tasks: str, reasons: bool) -> Statement:
+def compare(tasks: str, reasons: bool, insert_stats: str = "") -> Statement:
     """Compares the facts of the window with the source; jobs without a fact get one. Returns rows of several kinds:
 
     `late`, how many jobs are new to the facts, by date, action type and marketplace; `uncounted`, the same by reason;
     and one row `others` with the ids of the jobs that need more (see `change`).
+
+    With `insert_stats`, which reads `written`, the stats of new days are inserted along with their facts: for so few
+    jobs, a statement of its own costs more than what it does. The row `others` has the id 0 if a new day had facts
+    before, of jobs that had moved there: then its stats are not all.
 
     OFFSET 0 keeps the planner from writing the expressions of a subquery out wherever its columns are used.
     """
@@ -178,8 +188,8 @@ def compare(tasks: str, reasons: bool) -> Statement:
             INSERT INTO {schema}.marketplace_job_facts ({columns})
             SELECT {columns} FROM difference WHERE change = 'new'
                 ON CONFLICT (job_id, created_at) DO NOTHING
-            RETURNING date, action_type_id, marketplace
-        )
+            RETURNING {returned}
+        ){stats}
         SELECT 'late' AS kind, date, action_type_id::bigint, marketplace, count(*) AS job_count, NULL::bigint[] AS ids
           FROM written
          GROUP BY date, action_type_id, marketplace
@@ -192,11 +202,14 @@ def compare(tasks: str, reasons: bool) -> Statement:
         SELECT 'others', NULL, NULL, NULL, count(*) FILTER (WHERE change = 'new'),
                array_agg(coalesce(job_id, fact_id)) FILTER (
                    WHERE change = 'other'
-                      OR change = 'new' AND inserted.number < new.number)
+                      OR change = 'new' AND inserted.number < new.number){waiting}
           FROM difference
          CROSS JOIN (SELECT count(*) AS number FROM written) AS inserted
          CROSS JOIN (SELECT count(*) AS number FROM difference WHERE change = 'new') AS new""",
         source=_source(tasks, _IN_WINDOW, reasons),
+        returned=", ".join(_RETURNED) if insert_stats else "date, action_type_id, marketplace",
+        stats=f", stats AS ({insert_stats})" if insert_stats else "",
+        waiting=_WAITING if insert_stats else "",
         is_there=_IS_THERE,
         columns=", ".join(COLUMNS),
         known=KNOWN,

@@ -63,13 +63,14 @@ def _mean(of: str) -> str:
     return f"((2 * {of}_sum_ms + {of}_count) / nullif(2 * {of}_count, 0))::integer"
 
 
-def _tasks(name: str, type_: str) -> str:
+def _tasks(name: str) -> str:
     """A sum over the tasks of jobs that ran. Those of one that did not are none, but known; unknown ones are null."""
-    return f"sum(CASE WHEN status IN {RAN} THEN {name} ELSE 0 * {name} END)::{type_} AS {name}"
+    return f"sum(CASE WHEN status IN {RAN} THEN {name} ELSE 0 * {name} END)"
 
 
-# One row per date, action type and marketplace of the facts of these days. All are read once, and grouped once.
-COUNTED = f"""
+def _counted(facts: str) -> str:
+    """One row per date, action type and marketplace of these facts. All are read once, and grouped once."""
+    return f"""
     SELECT date, action_type_id, marketplace, success_count + failure_count AS total_jobs, success_count, failure_count,
            cancelled_count, expired_count, retry_count, duration_count, duration_sum_ms, wait_count, wait_sum_ms,
            task_success_count + task_failure_count AS total_tasks, task_success_count, task_failure_count,
@@ -97,9 +98,9 @@ COUNTED = f"""
                    coalesce(sum(duration_ms), 0) AS duration_sum_ms,
                    count(wait_key)::integer AS wait_count,
                    coalesce(sum(wait_ms) FILTER (WHERE wait_key IS NOT NULL), 0) AS wait_sum_ms,
-                   {_tasks("task_success_count", "integer")},
-                   {_tasks("task_failure_count", "integer")},
-                   {_tasks("task_retry_count", "bigint")},
+                   {_tasks("task_success_count")}::integer AS task_success_count,
+                   {_tasks("task_failure_count")}::integer AS task_failure_count,
+                   {_tasks("task_retry_count")}::bigint AS task_retry_count,
                    array_agg({sketch.middle("duration_key")} ORDER BY duration_key) AS durations,
                    array_agg(DISTINCT duration_key ORDER BY duration_key)
                        FILTER (WHERE duration_key IS NOT NULL) AS duration_keys,
@@ -107,15 +108,17 @@ COUNTED = f"""
                    array_agg(DISTINCT wait_key ORDER BY wait_key) FILTER (WHERE wait_key IS NOT NULL) AS wait_keys
               FROM (SELECT *, {sketch.bucket("duration_ms")} AS duration_key,
                            CASE WHEN status IN {RAN} THEN {sketch.bucket("wait_ms")} END AS wait_key
-                      FROM {{schema}}.marketplace_job_facts
-                     WHERE date = ANY (%(days)s::date[])) AS fact
+                      FROM {facts}) AS fact
              GROUP BY date, action_type_id, marketplace
             OFFSET 0) AS sums"""
+
+
+_COUNTED = _counted("{schema}.marketplace_job_facts WHERE date = ANY (%(days)s::date[])")
 
 # Whether a number of a row falls. A stored null, from before the batch knew the column, is no number and cannot fall.
 _FALLS = "({})".format(" OR ".join(f"coalesce(coalesce(counted.{name}, 0) < stored.{name}, false)" for name in COUNTS))
 
-_SUMS = ", ".join(f"sum({name})::bigint AS {name}" for name in COUNTS)
+_SUMS = "ARRAY[{}]::bigint[] AS sums".format(", ".join(f"sum({name})" for name in COUNTS))
 
 STORED = Statement(
     """
@@ -123,7 +126,7 @@ STORED = Statement(
            ledger.job_count, ledger.unknown_marketplace_count, ledger.no_start_count, ledger.bad_duration_count,
            ledger.row_count IS NOT DISTINCT FROM stored.row_count
                AND ledger.row_versions IS NOT DISTINCT FROM stored.row_versions,
-           stored.marketplace, stored.action_type_id, stored.row_count, {counts}
+           stored.marketplace, stored.action_type_id, stored.row_count, stored.sums
       FROM (SELECT date, marketplace::text AS marketplace, action_type_id::bigint AS action_type_id,
                    count(*)::integer AS row_count, sum(xmin::text::bigint)::bigint AS row_versions, {sums}
               FROM {schema}.marketplace_job_stats
@@ -136,26 +139,25 @@ STORED = Statement(
                      OR time_zone <> %(time_zone)s::text) AS ledger
         ON ledger.date = stored.date""",
     sums=_SUMS,
-    counts=", ".join(f"stored.{name}" for name in COUNTS),
 )
 """What is stored of the window: a row per date, with what the ledger says of it, whether the stored rows are those that
 it knows, and their sums; and a row per marketplace and action type, without a date. Days of the ledger that are in
 another zone are there, too, wherever they lie."""
 
-INSERT = Statement(
-    """
-    WITH written AS (
-        INSERT INTO {schema}.marketplace_job_stats ({columns}, computed_at, created_at)
-        SELECT {columns}, now(), now() FROM ({counted}) AS counted
-        RETURNING date
+_COLUMNS = ", ".join((*KEY, *NUMBERS))
+
+
+def _insert(counted: str) -> str:
+    return (
+        f"INSERT INTO {{schema}}.marketplace_job_stats ({_COLUMNS}, computed_at, created_at) "
+        f"SELECT {_COLUMNS}, now(), now() FROM ({counted}) AS counted"
     )
-    SELECT date::date, count(*) AS inserted, 0 AS updated, 0 AS deleted, NULL::json AS changes
-      FROM written
-     GROUP BY date""",
-    columns=", ".join((*KEY, *NUMBERS)),
-    counted=COUNTED,
-)
-"""Writes the stats of days of which nothing is stored; returns a row per day with how many."""
+
+
+INSERT = Statement(_insert(_COUNTED))
+"""Writes the stats of days of which nothing is stored."""
+INSERT_WRITTEN = _insert(_counted("written WHERE date = ANY (%(new_days)s::date[])"))
+"""The same as part of the statement that writes the facts of these days."""
 
 # A stored row that is younger than the ledger's entry was written by somebody else. Where a row only gets numbers that
 # were unknown before, or where a new definition leaves its two numbers as they are, nobody has seen anything change.
@@ -233,8 +235,8 @@ UPDATE = Statement(
                           + abs(coalesce(failure_count_after, 0) - coalesce(failure_count_before, 0)) DESC
                  LIMIT 20) AS journal)
       FROM journal""",
-    counted=COUNTED,
-    columns=", ".join((*KEY, *NUMBERS)),
+    counted=_COUNTED,
+    columns=_COLUMNS,
     numbers=", ".join(NUMBERS),
     differs=" OR ".join(f"counted.{name} IS DISTINCT FROM stored.{name}" for name in NUMBERS),
     falls=_FALLS,
@@ -273,7 +275,7 @@ HELD_BACK = Statement(
         OR 2 * (SELECT count(*) FROM {schema}.marketplace_job_facts
                  WHERE date = falling.date AND deleted_at IS NULL AND status IN {ran})
            < (SELECT sum(total_jobs) FROM {schema}.marketplace_job_stats WHERE date = falling.date)""",
-    counted=COUNTED,
+    counted=_COUNTED,
     finished=FINISHED,
     ran=RAN,
     falls=_FALLS,
@@ -318,17 +320,20 @@ tenants that is all there is to do on most days. Parameters: those of ENTER."""
 ENTER = Statement(
     """
     WITH stored AS (
-        SELECT date, count(*)::integer AS row_count, sum(xmin::text::bigint)::bigint AS row_versions, {sums}
-          FROM {schema}.marketplace_job_stats WHERE date = ANY (%(days)s::date[]) GROUP BY date
+        SELECT date, marketplace::text AS marketplace, action_type_id::bigint AS action_type_id,
+               count(*)::integer AS row_count, sum(xmin::text::bigint)::bigint AS row_versions, {sums}
+          FROM {schema}.marketplace_job_stats
+         WHERE date = ANY (%(days)s::date[])
+         GROUP BY GROUPING SETS ((date), (marketplace, action_type_id))
     ), counted AS (
-        SELECT date, {fact_sums}
+        SELECT date, count(*)::integer AS job_count, {fact_sums}
           FROM {schema}.marketplace_job_facts WHERE date = ANY (%(days)s::date[]) GROUP BY date
     ), entry AS (
-        SELECT day.date, outcome, %(time_zone)s::text AS time_zone, coalesce(counted.jobs, 0) AS job_count,
-               coalesce(counted.total_tasks, 0) AS task_count,
-               coalesce(stored.total_jobs, 0) + coalesce(stored.cancelled_count, 0) + coalesce(stored.expired_count, 0)
+        SELECT day.date, outcome, %(time_zone)s::text AS time_zone, coalesce(counted.job_count, 0) AS job_count,
+               coalesce(counted.{tasks}, 0) AS task_count,
+               coalesce(stored.{jobs}, 0) + coalesce(stored.{cancelled}, 0) + coalesce(stored.{expired}, 0)
                    AS stored_job_count,
-               coalesce(stored.total_tasks, 0) AS stored_task_count, unknown_marketplace AS unknown_marketplace_count,
+               coalesce(stored.{tasks}, 0) AS stored_task_count, unknown_marketplace AS unknown_marketplace_count,
                bad_duration AS bad_duration_count, %(run_id)s::text AS run_id, now() AS changed_at, definition,
                no_start AS no_start_count, coalesce(stored.row_count, 0) AS row_count, stored.row_versions
           FROM unnest(%(days)s::date[], %(outcomes)s::text[], %(definitions)s::smallint[],
@@ -342,42 +347,49 @@ ENTER = Statement(
             ON CONFLICT (date) DO UPDATE SET {assignments}
          WHERE ({compared}) IS DISTINCT FROM ({excluded})
     )
-    SELECT entry.date, {pairs}
+    SELECT coalesce(entry.date, stored.date)::date, stored.marketplace, stored.action_type_id, stored.row_count,
+           stored.sums, entry.job_count,
+           outcome = 'computed' AND stored.sums IS DISTINCT FROM counted.sums, counted.sums
       FROM entry
-      LEFT JOIN stored ON stored.date = entry.date
       LEFT JOIN counted ON counted.date = entry.date
-     WHERE outcome = 'computed' AND ({stored_sums}) IS DISTINCT FROM ({counted_sums})""",
+      FULL JOIN stored ON stored.date = entry.date""",
     sums=_SUMS,
-    fact_sums=", ".join(
-        [
-            "count(*)::integer AS jobs",
-            f"count(*) FILTER (WHERE status IN {RAN}) AS total_jobs",
-            "count(*) FILTER (WHERE status = 'completed') AS success_count",
-            "count(*) FILTER (WHERE status = 'failed') AS failure_count",
-            "count(*) FILTER (WHERE status = 'cancelled') AS cancelled_count",
-            "count(*) FILTER (WHERE status = 'expired') AS expired_count",
-            f"coalesce(sum(retry_count) FILTER (WHERE status IN {RAN}), 0)::bigint AS retry_count",
-            "count(duration_ms) AS duration_count",
-            "coalesce(sum(duration_ms), 0)::bigint AS duration_sum_ms",
-            f"count(wait_ms) FILTER (WHERE status IN {RAN}) AS wait_count",
-            f"coalesce(sum(wait_ms) FILTER (WHERE status IN {RAN}), 0)::bigint AS wait_sum_ms",
-            f"sum(CASE WHEN status IN {RAN} THEN task_success_count + task_failure_count "
-            "ELSE 0 * (task_success_count + task_failure_count) END)::bigint AS total_tasks",
-            _tasks("task_success_count", "bigint"),
-            _tasks("task_failure_count", "bigint"),
-            _tasks("task_retry_count", "bigint"),
-        ]
+    **{
+        name: f"sums[{COUNTS.index(column) + 1}]"
+        for name, column in (
+            ("jobs", "total_jobs"),
+            ("cancelled", "cancelled_count"),
+            ("expired", "expired_count"),
+            ("tasks", "total_tasks"),
+        )
+    },
+    fact_sums="ARRAY[{}]::bigint[] AS sums".format(
+        ", ".join(
+            [
+                f"count(*) FILTER (WHERE status IN {RAN})",
+                "count(*) FILTER (WHERE status = 'completed')",
+                "count(*) FILTER (WHERE status = 'failed')",
+                "count(*) FILTER (WHERE status = 'cancelled')",
+                "count(*) FILTER (WHERE status = 'expired')",
+                f"coalesce(sum(retry_count) FILTER (WHERE status IN {RAN}), 0)",
+                "count(duration_ms)",
+                "coalesce(sum(duration_ms), 0)",
+                f"count(wait_ms) FILTER (WHERE status IN {RAN})",
+                f"coalesce(sum(wait_ms) FILTER (WHERE status IN {RAN}), 0)",
+                f"sum(CASE WHEN status IN {RAN} THEN task_success_count + task_failure_count "
+                "ELSE 0 * (task_success_count + task_failure_count) END)",
+                *map(_tasks, ("task_success_count", "task_failure_count", "task_retry_count")),
+            ]
+        )
     ),
     columns=", ".join(_ENTRY),
     assignments=_ASSIGNMENTS,
     compared=", ".join(f"ledger.{name}" for name in _ENTRY if name not in ("date", "run_id", "changed_at")),
     excluded=", ".join(f"excluded.{name}" for name in _ENTRY if name not in ("date", "run_id", "changed_at")),
-    pairs=", ".join(f"stored.{name}, counted.{name}" for name in COUNTS),
-    stored_sums=", ".join(f"stored.{name}" for name in COUNTS),
-    counted_sums=", ".join(f"counted.{name}" for name in COUNTS),
 )
-"""Enters these days into the ledger, with what is stored of them; and proves it: returns those days of which that is
-not what their facts count, with both, column by column.
+"""Enters these days into the ledger, with what is stored of them, and returns it as STORED does: a row per date, and a
+row per marketplace and action type, without a date. The proof comes with each date: whether its stored sums differ
+from those of its facts, and the latter.
 
 Parameters, arrays beside `days`: `outcomes`, `definitions`, `unknown_marketplace`, `no_start`, `bad_duration`; and
 `time_zone`, `run_id`.

@@ -106,6 +106,11 @@ class TenantResult:
         return {day for day, it in self.days.items() if it.entry == "held_back"}
 
 
+def _numbers(sums: Sequence[int | None] | None) -> tuple[int, ...]:
+    """Sums as they come from the database, in which null stands for what is unknown, or for no rows."""
+    return tuple(number or 0 for number in sums) if sums else (0,) * len(COUNTS)
+
+
 def write_tenant(connection: sa.Connection, schema: str, spec: ComputeSpec, has_tasks: bool) -> TenantResult:
     """Computes the days of one tenant in one transaction.
 
@@ -120,7 +125,7 @@ def write_tenant(connection: sa.Connection, schema: str, spec: ComputeSpec, has_
         tenant = _Tenant(connection, schema, spec, has_tasks, result)
         tenant.look()
         tenant.compute(tenant.windows())
-        if tenant.has_written:  # What was written is reported as it is stored now.
+        if tenant.must_look_again:
             tenant.look()
         if spec.count_no_end:
             for marketplace, action_type_id, count in stats.NO_END.run(connection, schema, {}):
@@ -136,20 +141,24 @@ class _Tenant:
     ) -> None:
         self._connection, self._schema, self._spec = connection, schema, spec
         self._has_tasks, self._result = has_tasks, result
+        self._candidates = spec.catch_up or spec.window
+        self._dates = frozenset(self._candidates.dates)
         self._known: dict[date, Day] = {}
         self._elsewhere: dict[date, str] = {}
-        self.has_written = False
-        """Whether anything but that days have no jobs."""
+        self._inserted: set[date] = set()  # Days whose stats were written along with their facts.
+        self._is_begun = False  # Whether of some others, not all were.
+        self.must_look_again = False
+        """Whether rows were stored before of days that were written: the result is what is stored now."""
 
     def look(self) -> None:
         """Reads what is stored, and the ledger. Raises DefinitionError."""
-        candidates = self._spec.catch_up or self._spec.window
+        candidates = self._candidates
         self._known, self._elsewhere, self._result.sums = {}, {}, {}
         dates = set(candidates.dates)
         for row in self._run(stats.STORED, candidates.parameters):
             day, time_zone, outcome, definition, job_count, *uncounted, is_as_left = row[:9]
-            marketplace, action_type_id, row_count = row[9:12]
-            sums = tuple(number or 0 for number in row[12:])
+            marketplace, action_type_id, row_count, sums = row[9:]
+            sums = _numbers(sums)
             if day is None:
                 self._result.sums[marketplace, action_type_id] = sums
                 continue
@@ -165,7 +174,7 @@ class _Tenant:
     def windows(self) -> list[Window]:
         """The days to compute for this tenant, in the light of its ledger. Raises TimeZoneError."""
         spec = self._spec
-        candidates = spec.catch_up or spec.window
+        candidates = self._candidates
         due = {day for day in candidates.dates if self._is_due(day)}
         chosen = due if spec.only_missing else due.union(spec.window.dates)
         # Where the zone has changed, the days of the old and of the new one overlap, or leave hours out between them.
@@ -209,10 +218,9 @@ class _Tenant:
             entered[day] = ("computed", int(known.definition or 1))
             uncounted[day] = known.uncounted
         if not self._enter_empty(entered, changed, uncounted):
-            self._write(days - held_back, outside, doubtful, changes)
+            self._write(days - held_back - self._inserted, outside, doubtful, changes)
             self._enter(entered, uncounted)
-            self.has_written = bool(entered)
-        nothing = Day(None, None, None, (0,) * len(REASONS), True, 0, (0,) * len(COUNTS))
+        nothing = Day(None, None, None, (0,) * len(REASONS), True, 0, _numbers(None))
         self._result.days |= {day: self._known.get(day, nothing) for day in asked}
 
     def _bring_in_line(
@@ -235,11 +243,12 @@ class _Tenant:
         """Brings the facts of one window in line, and adds to what has happened."""
         spec = self._spec
         parameters = window.parameters | {"allow_shrink": spec.allow_shrink}
-        tasks = "none" if not self._has_tasks else "scan" if len(window.dates) >= LONG_DAYS else "lookup"
+        is_long = len(window.dates) >= LONG_DAYS
+        tasks = "none" if not self._has_tasks else "scan" if is_long else "lookup"
+        new = [] if is_long else list(filter(self._is_new, window.dates))
+        compare = facts.compare(tasks, spec.reasons, stats.INSERT_WRITTEN if new else "")
         ids: list[int] = []
-        for kind, day, action_type_id, marketplace, count, found in self._run(
-            facts.compare(tasks, spec.reasons), parameters
-        ):
+        for kind, day, action_type_id, marketplace, count, found in self._run(compare, parameters | {"new_days": new}):
             if kind == "others":
                 ids = found or []
             elif kind == "late":
@@ -249,6 +258,8 @@ class _Tenant:
                 uncounted[day] = tuple(
                     number + count * (kind == reason) for reason, number in zip(REASONS, uncounted[day], strict=True)
                 )
+        self._inserted.update(() if ids else new)
+        self._is_begun |= bool(ids and new)
         if ids:
             ends = [end for (end,) in self._run(facts.ENDS, {"ids": ids})]
             around = parameters | spec.days.of(window, ends) | {"ids": ids}
@@ -320,7 +331,7 @@ class _Tenant:
             return
         parameters: dict[str, Any] = {"days": days}
         statement = stats.INSERT
-        if not all(map(self._is_new, days)):
+        if self._is_begun or not all(map(self._is_new, days)):
             statement = stats.UPDATE
             happened = [
                 {"date": day.isoformat(), "action_type_id": action_type_id, "marketplace": marketplace, **change}
@@ -342,8 +353,7 @@ class _Tenant:
 
     def _is_new(self, day: date) -> bool:
         """Whether nothing is stored of a day that was asked for, not even that it has no jobs."""
-        candidates = self._spec.catch_up or self._spec.window
-        return day in candidates.dates and day not in self._known
+        return day in self._dates and day not in self._known
 
     def _enter_empty(
         self,
@@ -352,14 +362,14 @@ class _Tenant:
         uncounted: Mapping[date, tuple[int, ...]],
     ) -> bool:
         """Enters these days in one small statement, if neither rows nor facts are stored of any; whether it did."""
-        candidates = set((self._spec.catch_up or self._spec.window).dates)
+
         stored = {day for day, it in self._known.items() if it.row_count}
-        if changed or not entered or not candidates.issuperset(entered) or stored.intersection(entered):
+        if changed or not entered or not self._dates.issuperset(entered) or stored.intersection(entered):
             return False
         if not self._run(stats.ENTER_EMPTY, self._entries(entered, uncounted)):
             return False
         for day in entered:
-            self._known[day] = Day("computed", DEFINITION, 0, uncounted[day], True, 0, (0,) * len(COUNTS))
+            self._known[day] = Day("computed", DEFINITION, 0, uncounted[day], True, 0, _numbers(None))
             self._result.written[day] = (0, 0, 0)
         return True
 
@@ -380,15 +390,31 @@ class _Tenant:
         """Enters these days into the ledger; raises ProofError if what is stored is not what was counted."""
         if not entered:
             return
-        for day, *pairs in self._run(stats.ENTER, self._entries(entered, uncounted)):
-            for name, stored, counted in zip(COUNTS, pairs[::2], pairs[1::2], strict=True):
-                if stored != counted:
-                    raise ProofError(
-                        f"{MarketplaceJobStats.__tablename__} holds {name} = {stored} for {day}, but {counted} were "
-                        "counted: look for a trigger or rule on the table"
-                    )
-        for day in entered:
-            self._result.written.setdefault(day, (0, 0, 0))
+        before = {day: self._known[day].row_count for day in entered if day in self._known}
+        self.must_look_again = any(before.values()) or not self._dates.issuperset(entered)
+        totals = self._result.sums
+        for day, marketplace, action_type_id, row_count, stored, job_count, differs, counted in self._run(
+            stats.ENTER, self._entries(entered, uncounted)
+        ):
+            sums = _numbers(stored)
+            if day is None:
+                key = marketplace, action_type_id
+                totals[key] = tuple(map(sum, zip(totals.get(key, _numbers(None)), sums, strict=True)))
+                continue
+            if differs:
+                unknown = (None,) * len(COUNTS)
+                pairs = zip(COUNTS, stored or unknown, counted or unknown, strict=True)
+                name, found, right = next(pair for pair in pairs if pair[1] != pair[2])
+                raise ProofError(
+                    f"{MarketplaceJobStats.__tablename__} holds {name} = {found} for {day}, but {right} were "
+                    "counted: look for a trigger or rule on the table"
+                )
+            outcome, definition = entered[day]
+            self._known[day] = Day(outcome, definition, job_count, tuple(uncounted[day]), True, row_count or 0, sums)
+            if before.get(day) or day not in self._dates:
+                self._result.written.setdefault(day, (0, 0, 0))
+            else:
+                self._result.written[day] = (row_count or 0, 0, 0)
 
     def _run(self, statement: Statement, parameters: dict[str, Any]) -> Sequence[Any]:
         return statement.run(self._connection, self._schema, parameters)
