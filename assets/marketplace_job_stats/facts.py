@@ -1,7 +1,7 @@
 """The facts of a window, brought in line with the source: two statements, of which the second is for the few jobs that
 have changed, moved or vanished.
 
-Parameters of all: those of `Window.parameters`, and `allow_shrink`.
+Parameters of all: those of `Window.parameters`, `allow_shrink`, and `is_new`: the ledger has no day of the window.
 """
 
 from functools import lru_cache
@@ -144,22 +144,13 @@ _DIFFERS = " OR ".join(f"fact.{name} IS DISTINCT FROM source.{name}" for name in
 _TASKS_DIFFER = " OR ".join(f"fact.{name} IS DISTINCT FROM source.{name}" for name in TASK_NUMBERS)
 
 
-_RETURNED = tuple(name for name in COLUMNS if name not in ("job_id", "created_at", "completed_at", "failure_reason"))
-_WAITING = """
-               || (SELECT ARRAY[0::bigint] FROM {schema}.marketplace_job_facts AS waiting
-                    WHERE waiting.date = ANY (%(new_days)s::date[]) LIMIT 1)"""
-
-
 @lru_cache
-def compare(tasks: str, reasons: bool, insert_stats: str = "") -> Statement:
+def compare(tasks: str, reasons: bool) -> Statement:
     """Compares the facts of the window with the source; jobs without a fact get one. Returns rows of several kinds:
 
-    `late`, how many jobs are new to the facts, by date, action type and marketplace; `uncounted`, the same by reason;
+    `late`, how many jobs are new to the facts, by date, action type and marketplace, or with `is_new` by date only;
+    `uncounted`, how many are not counted, or not wholly, by reason, date, action type and marketplace;
     and one row `others` with the ids of the jobs that need more (see `change`).
-
-    With `insert_stats`, which reads `written`, the stats of new days are inserted along with their facts: for so few
-    jobs, a statement of its own costs more than what it does. The row `others` has the id 0 if a new day had facts
-    before, of jobs that had moved there: then its stats are not all.
 
     OFFSET 0 keeps the planner from writing the expressions of a subquery out wherever its columns are used.
     """
@@ -188,10 +179,12 @@ def compare(tasks: str, reasons: bool, insert_stats: str = "") -> Statement:
             INSERT INTO {schema}.marketplace_job_facts ({columns})
             SELECT {columns} FROM difference WHERE change = 'new'
                 ON CONFLICT (job_id, created_at) DO NOTHING
-            RETURNING {returned}
-        ){stats}
-        SELECT 'late' AS kind, date, action_type_id::bigint, marketplace, count(*) AS job_count, NULL::bigint[] AS ids
-          FROM written
+            RETURNING date, action_type_id, marketplace
+        )
+        SELECT 'late' AS kind, date, action_type_id, marketplace, count(*) AS job_count, NULL::bigint[] AS ids
+          FROM (SELECT date, CASE WHEN NOT %(is_new)s::boolean THEN action_type_id::bigint END AS action_type_id,
+                       CASE WHEN NOT %(is_new)s::boolean THEN marketplace END AS marketplace
+                  FROM written) AS late
          GROUP BY date, action_type_id, marketplace
         UNION ALL
         SELECT uncounted, date, action_type_id::bigint, marketplace, count(*), NULL
@@ -202,14 +195,11 @@ def compare(tasks: str, reasons: bool, insert_stats: str = "") -> Statement:
         SELECT 'others', NULL, NULL, NULL, count(*) FILTER (WHERE change = 'new'),
                array_agg(coalesce(job_id, fact_id)) FILTER (
                    WHERE change = 'other'
-                      OR change = 'new' AND inserted.number < new.number){waiting}
+                      OR change = 'new' AND inserted.number < new.number)
           FROM difference
          CROSS JOIN (SELECT count(*) AS number FROM written) AS inserted
          CROSS JOIN (SELECT count(*) AS number FROM difference WHERE change = 'new') AS new""",
         source=_source(tasks, _IN_WINDOW, reasons),
-        returned=", ".join(_RETURNED) if insert_stats else "date, action_type_id, marketplace",
-        stats=f", stats AS ({insert_stats})" if insert_stats else "",
-        waiting=_WAITING if insert_stats else "",
         is_there=_IS_THERE,
         columns=", ".join(COLUMNS),
         known=KNOWN,

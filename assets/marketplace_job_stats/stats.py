@@ -68,9 +68,8 @@ def _tasks(name: str) -> str:
     return f"sum(CASE WHEN status IN {RAN} THEN {name} ELSE 0 * {name} END)"
 
 
-def _counted(facts: str) -> str:
-    """One row per date, action type and marketplace of these facts. All are read once, and grouped once."""
-    return f"""
+# One row per date, action type and marketplace of the facts of these days. All are read once, and grouped once.
+_COUNTED = f"""
     SELECT date, action_type_id, marketplace, success_count + failure_count AS total_jobs, success_count, failure_count,
            cancelled_count, expired_count, retry_count, duration_count, duration_sum_ms, wait_count, wait_sum_ms,
            task_success_count + task_failure_count AS total_tasks, task_success_count, task_failure_count,
@@ -108,12 +107,10 @@ def _counted(facts: str) -> str:
                    array_agg(DISTINCT wait_key ORDER BY wait_key) FILTER (WHERE wait_key IS NOT NULL) AS wait_keys
               FROM (SELECT *, {sketch.bucket("duration_ms")} AS duration_key,
                            CASE WHEN status IN {RAN} THEN {sketch.bucket("wait_ms")} END AS wait_key
-                      FROM {facts}) AS fact
+                      FROM {{schema}}.marketplace_job_facts
+                     WHERE date = ANY (%(days)s::date[])) AS fact
              GROUP BY date, action_type_id, marketplace
             OFFSET 0) AS sums"""
-
-
-_COUNTED = _counted("{schema}.marketplace_job_facts WHERE date = ANY (%(days)s::date[])")
 
 # Whether a number of a row falls. A stored null, from before the batch knew the column, is no number and cannot fall.
 _FALLS = "({})".format(" OR ".join(f"coalesce(coalesce(counted.{name}, 0) < stored.{name}, false)" for name in COUNTS))
@@ -146,18 +143,14 @@ another zone are there, too, wherever they lie."""
 
 _COLUMNS = ", ".join((*KEY, *NUMBERS))
 
-
-def _insert(counted: str) -> str:
-    return (
-        f"INSERT INTO {{schema}}.marketplace_job_stats ({_COLUMNS}, computed_at, created_at) "
-        f"SELECT {_COLUMNS}, now(), now() FROM ({counted}) AS counted"
-    )
-
-
-INSERT = Statement(_insert(_COUNTED))
+INSERT = Statement(
+    """
+    INSERT INTO {schema}.marketplace_job_stats ({columns}, computed_at, created_at)
+    SELECT {columns}, now(), now() FROM ({counted}) AS counted""",
+    columns=_COLUMNS,
+    counted=_COUNTED,
+)
 """Writes the stats of days of which nothing is stored."""
-INSERT_WRITTEN = _insert(_counted("written WHERE date = ANY (%(new_days)s::date[])"))
-"""The same as part of the statement that writes the facts of these days."""
 
 # A stored row that is younger than the ledger's entry was written by somebody else. Where a row only gets numbers that
 # were unknown before, or where a new definition leaves its two numbers as they are, nobody has seen anything change.

@@ -28,6 +28,10 @@ REASONS = ("unknown_marketplace", "no_start", "bad_duration")
 """Why a job of a day is not counted, or not wholly."""
 
 
+_Row = tuple[date, int | None, str | None]
+"""Date, action type and marketplace of a stats row; the last two are null for what is new of a new day."""
+
+
 class ProofError(TenantError):
     """The stored rows are not what was counted; the tenant's transaction is rolled back."""
 
@@ -145,8 +149,6 @@ class _Tenant:
         self._dates = frozenset(self._candidates.dates)
         self._known: dict[date, Day] = {}
         self._elsewhere: dict[date, str] = {}
-        self._inserted: set[date] = set()  # Days whose stats were written along with their facts.
-        self._is_begun = False  # Whether of some others, not all were.
         self.must_look_again = False
         """Whether rows were stored before of days that were written: the result is what is stored now."""
 
@@ -218,17 +220,17 @@ class _Tenant:
             entered[day] = ("computed", int(known.definition or 1))
             uncounted[day] = known.uncounted
         if not self._enter_empty(entered, changed, uncounted):
-            self._write(days - held_back - self._inserted, outside, doubtful, changes)
+            self._write(days - held_back, outside, doubtful, changes)
             self._enter(entered, uncounted)
         nothing = Day(None, None, None, (0,) * len(REASONS), True, 0, _numbers(None))
         self._result.days |= {day: self._known.get(day, nothing) for day in asked}
 
     def _bring_in_line(
         self, windows: Iterable[Window]
-    ) -> tuple[dict[tuple[date, int, str], Counter[str]], defaultdict[date, tuple[int, ...]]]:
+    ) -> tuple[dict[_Row, Counter[str]], defaultdict[date, tuple[int, ...]]]:
         """What has happened to the jobs of each stats row, by date, action type and marketplace; and per day how many
         jobs are not counted, as REASONS."""
-        changes: defaultdict[tuple[date, int, str], Counter[str]] = defaultdict(Counter)
+        changes: defaultdict[_Row, Counter[str]] = defaultdict(Counter)
         uncounted: defaultdict[date, tuple[int, ...]] = defaultdict(lambda: (0,) * len(REASONS))
         for window in windows:
             self._compare(window, changes, uncounted)
@@ -237,18 +239,19 @@ class _Tenant:
     def _compare(
         self,
         window: Window,
-        changes: defaultdict[tuple[date, int, str], Counter[str]],
+        changes: defaultdict[_Row, Counter[str]],
         uncounted: defaultdict[date, tuple[int, ...]],
     ) -> None:
         """Brings the facts of one window in line, and adds to what has happened."""
         spec = self._spec
-        parameters = window.parameters | {"allow_shrink": spec.allow_shrink}
-        is_long = len(window.dates) >= LONG_DAYS
-        tasks = "none" if not self._has_tasks else "scan" if is_long else "lookup"
-        new = [] if is_long else list(filter(self._is_new, window.dates))
-        compare = facts.compare(tasks, spec.reasons, stats.INSERT_WRITTEN if new else "")
+        # Of days that are not in the ledger nobody asks what is new in each of their rows: nothing there can change.
+        is_new = all(map(self._is_new, window.dates))
+        parameters = window.parameters | {"allow_shrink": spec.allow_shrink, "is_new": is_new}
+        tasks = "none" if not self._has_tasks else "scan" if len(window.dates) >= LONG_DAYS else "lookup"
         ids: list[int] = []
-        for kind, day, action_type_id, marketplace, count, found in self._run(compare, parameters | {"new_days": new}):
+        for kind, day, action_type_id, marketplace, count, found in self._run(
+            facts.compare(tasks, spec.reasons), parameters
+        ):
             if kind == "others":
                 ids = found or []
             elif kind == "late":
@@ -258,8 +261,6 @@ class _Tenant:
                 uncounted[day] = tuple(
                     number + count * (kind == reason) for reason, number in zip(REASONS, uncounted[day], strict=True)
                 )
-        self._inserted.update(() if ids else new)
-        self._is_begun |= bool(ids and new)
         if ids:
             ends = [end for (end,) in self._run(facts.ENDS, {"ids": ids})]
             around = parameters | spec.days.of(window, ends) | {"ids": ids}
@@ -268,9 +269,7 @@ class _Tenant:
             for day, action_type_id, marketplace, *numbers in self._run(facts.change(tasks, spec.reasons), around):
                 changes[day, action_type_id, marketplace].update(dict(zip(names, map(int, numbers), strict=True)))
 
-    def _outside(
-        self, days: Collection[date], changes: Mapping[tuple[date, int, str], Counter[str]]
-    ) -> dict[date, Day]:
+    def _outside(self, days: Collection[date], changes: Mapping[_Row, Counter[str]]) -> dict[date, Day]:
         """Of the days that nobody asked for, but whose facts changed, those that are aggregated again.
 
         A day that nobody has computed waits. One whose numbers its facts do not account for is left alone, and judged
@@ -291,7 +290,7 @@ class _Tenant:
             self._run(stats.SPOIL, {"days": left})
         return {day: known[day] for day in accounted}
 
-    def _accounted(self, known: Mapping[date, Day], changes: Mapping[tuple[date, int, str], Counter[str]]) -> set[date]:
+    def _accounted(self, known: Mapping[date, Day], changes: Mapping[_Row, Counter[str]]) -> set[date]:
         """Of these days, those whose stored numbers are what their facts counted, before anything of this run: nobody
         has pruned them, and they were computed from facts."""
         computed = [day for day, it in known.items() if it.entry == "computed" and (it.definition or 0) > 1]
@@ -305,7 +304,7 @@ class _Tenant:
                 counts[day] = counts.get(day, 0) - came + went
         return {day for day in computed if counts.get(day, 0) == known[day].job_count}
 
-    def _doubtful(self, days: Iterable[date], changes: Mapping[tuple[date, int, str], Counter[str]]) -> list[date]:
+    def _doubtful(self, days: Iterable[date], changes: Mapping[_Row, Counter[str]]) -> list[date]:
         """Of these days, those that have stored numbers for which their facts do not account."""
         stored = {day: self._known[day] for day in days if day in self._known and self._known[day].row_count}
         return sorted(stored.keys() - self._accounted(stored, changes)) if stored else []
@@ -323,7 +322,7 @@ class _Tenant:
         asked: Collection[date],
         outside: Collection[date],
         doubtful: Sequence[date],
-        changes: Mapping[tuple[date, int, str], Counter[str]],
+        changes: Mapping[_Row, Counter[str]],
     ) -> None:
         """Writes the stats of these days where they are not what their facts say."""
         days = sorted({*asked, *outside})
@@ -331,7 +330,7 @@ class _Tenant:
             return
         parameters: dict[str, Any] = {"days": days}
         statement = stats.INSERT
-        if self._is_begun or not all(map(self._is_new, days)):
+        if not all(map(self._is_new, days)):
             statement = stats.UPDATE
             happened = [
                 {"date": day.isoformat(), "action_type_id": action_type_id, "marketplace": marketplace, **change}
@@ -362,7 +361,6 @@ class _Tenant:
         uncounted: Mapping[date, tuple[int, ...]],
     ) -> bool:
         """Enters these days in one small statement, if neither rows nor facts are stored of any; whether it did."""
-
         stored = {day for day, it in self._known.items() if it.row_count}
         if changed or not entered or not self._dates.issuperset(entered) or stored.intersection(entered):
             return False
