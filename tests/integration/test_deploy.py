@@ -24,7 +24,7 @@ import pytest
 from tests.conftest import ROOT, create_database, run_url, url_of
 from tests.integration.common import TENANTS
 
-CODE, DAEMON, WEB, HEALTH = "code", "daemon", "web", "health"
+CODE, DAEMON, WEB, VIEW, HEALTH = "code", "daemon", "web", "view", "health"
 REFUSAL = "Error: DATABASE_URL is empty: set it to postgresql://..., or unset it to use the embedded server."
 # As the asset's page does it: a range of days, which is one run.
 LAUNCH = """
@@ -67,7 +67,7 @@ class Deployment:
 
     folder: Path
     variables: dict[str, str]
-    ports: dict[str, str] = field(default_factory=lambda: {"3000": free_port(), "4000": free_port()})
+    ports: dict[str, str] = field(default_factory=lambda: {port: free_port() for port in ("3000", "3001", "4000")})
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     databases: dict[str, dict[str, str]] = field(default_factory=dict)  # Each one's own environment file, by its name.
 
@@ -109,6 +109,8 @@ class Deployment:
             **own,
             **{name: value for name, value in given.items() if name not in without},
         }
+        for name in " ".join(found.get("UnsetEnvironment", [])).split():
+            environment.pop(name, None)
         before = found.get("ExecStartPre", [])
         for command in (*before, *found["ExecStart"]):
             with self.output(unit).open("ab") as stream:
@@ -278,6 +280,22 @@ def test_one_code_server_of_several_is_like_the_only_one() -> None:
     assert {name for name in only | one if only.get(name) != one.get(name)} == {"EnvironmentFile", "ExecStart"}
 
 
+def test_the_read_only_web_server_is_like_the_other() -> None:
+    """Their units differ in nothing but the port and the option."""
+    [[web], [view]] = (settings(unit).pop("ExecStart") for unit in (WEB, VIEW))
+    assert view.split() == web.replace("3000", "3001 --read-only").split()
+    assert {**settings(WEB), "ExecStart": [view]} == settings(VIEW)
+
+
+@pytest.mark.parametrize("unit", [DAEMON, WEB, VIEW])
+def test_who_does_not_work_with_the_tenants_cannot_connect_to_them(unit: str) -> None:
+    """Neither the variables nor the file that holds them."""
+    [names], [hidden] = settings(unit)["UnsetEnvironment"], settings(unit)["InaccessiblePaths"]
+    urls = {name for name in example("environment.example") if name.endswith("_URL")} - {"DAGSTER_POSTGRES_URL"}
+    assert set(names.split()) == urls
+    assert settings(unit)["EnvironmentFile"] == [f"{hidden}/environment"]
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="There is no systemd here.")
 def test_the_units_are_understood(deployment: Deployment) -> None:
     """systemd finds nothing wrong in any of them."""
@@ -290,4 +308,4 @@ def test_the_units_are_understood(deployment: Deployment) -> None:
         timeout=60,
     )
     assert (verified.returncode, verified.stderr) == (0, "")
-    assert len(units) == 6
+    assert len(units) == 7
