@@ -2,24 +2,19 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Where Dagster keeps the demo's runs, so that `make dev` shows what `make demo` did.
-export DAGSTER_HOME ?= $(CURDIR)/.local/dagster
 
 .PHONY: install demo dev test lint bench lock stop clean
 
 install: .venv/.installed
 
 .venv/.installed: requirements.lock
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	touch $@
+	@$(PYTHON) -m pipelines.install
 
-demo: install $(DAGSTER_HOME)/dagster.yaml ## Make three months of data, migrate and compute them, and print what came out.
+demo: install ## Make three months of data, migrate and compute them, and print what came out.
 	@$(BIN)/python -m pipelines.demo
 
-dev: install $(DAGSTER_HOME)/dagster.yaml ## Open Dagit, on the demo's data or on DATABASE_URL.
-	@test -n "$$DATABASE_URL" || $(BIN)/python -m pipelines.demo --once
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dagster dev -w workspace.yaml
+dev: install ## Open Dagit, on the demo's data or on DATABASE_URL.
+	@$(BIN)/python -m pipelines.demo.dev
 
 # Tests wait for servers and processes as often as for a core: half as many more of them than cores.
 TEST_WORKERS ?= 3
@@ -56,7 +51,3 @@ stop: ## Stop the embedded PostgreSQL.
 
 clean: stop ## Remove what was installed and made.
 	rm -rf .venv .local .pytest_cache .mypy_cache .ruff_cache .hypothesis
-
-$(DAGSTER_HOME)/dagster.yaml:
-	@mkdir -p $(DAGSTER_HOME)
-	@printf 'telemetry:\n  enabled: false\nnux:\n  enabled: false\npython_logs:\n  python_log_level: INFO\n' > $@

