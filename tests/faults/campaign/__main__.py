@@ -2,7 +2,7 @@
 
     python -m tests.faults.campaign [NAME ...]
 
-Not part of the test run: it takes half an hour on an idle machine of two cores. Each case has a database of its own
+Not part of the test run: it takes half an hour or more. Each case has a database of its own
 with three tenants; every command has a deadline. What is stored and shown is compared with the independent reference,
 which reads the sources as a superuser. A case ends as
 

@@ -21,7 +21,7 @@ from psycopg import sql
 from tests import application
 from tests.conftest import ROOT, RUN_ROLE, create_database
 from tests.faults.campaign.cases import Case
-from tests.reference import JOB_COLUMNS, NUMBERS, TASK_COLUMNS, Day, Source, aggregate, first_facts
+from tests.reference import JOB_COLUMNS, NUMBERS, Day, Source, aggregate, first_facts
 
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 DAYS = [
@@ -207,7 +207,7 @@ class World:
                 has_tasks = connection.execute(
                     "SELECT to_regclass(%s)", [f"{schema}.marketplace_tasks"]
                 ).fetchone() != (None,)
-                tasks = read("marketplace_tasks", TASK_COLUMNS) if has_tasks else None
+                tasks = read("marketplace_tasks", ("job_id", "status", "retry_count")) if has_tasks else None
                 source = Source(read("marketplace_jobs", JOB_COLUMNS), tasks)
                 rows = aggregate(first_facts(source, DAYS))
             except (psycopg.Error, TypeError, ValueError, AttributeError, ArithmeticError):
