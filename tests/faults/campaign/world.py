@@ -89,7 +89,7 @@ def _execute(command: str, environment: dict[str, str], output: str) -> None:
     print()
     for event in result.all_events:
         if event.is_step_failure and (error := event.step_failure_data.error):
-            print(error.message, "".join(("Traceback (most recent", *error.stack)) if error.stack else "")
+            print("Error:", error.message, "".join(("Traceback (most recent", *error.stack)) if error.stack else "")
     sys.exit(0 if result.success else 1)
 
 
