@@ -1,4 +1,5 @@
-"""Alerts: a failed run of any job is told to `ALERT_WEBHOOK_URL`, in the words that the run itself failed with.
+"""Alerts: what is posted to `ALERT_WEBHOOK_URL`: a failed run of any job, in the words that the run itself failed with,
+and what the check of the summary finds unusual.
 
 The address may hold a secret: it is read when it is needed, and never shown.
 """
@@ -8,11 +9,13 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import dagster as dg
 
+from assets.unusual_numbers.check import FINDINGS
 from pipelines.settings import Settings, UsageError, alert_webhook_url
 
 ATTEMPTS, PAUSE_S, TIMEOUT_S = 3, 2, 10
@@ -46,6 +49,72 @@ def build_alert_sensor(settings: Settings) -> dg.SensorDefinition:
         post(url, f"{job} failed, run {run.run_id}: {' '.join(reasons)}"[:MOST_CHARACTERS])
 
     return alert_on_failure
+
+
+UNUSUAL_DESCRIPTION = """
+Posts what the check `nothing_is_unusual` finds to `ALERT_WEBHOOK_URL`, each finding once, with a link to the check if
+`STATS_DAGSTER_URL` is set. Off if the variable is not set.
+
+When its tick has failed, the message could not be delivered, and is sent again with the next one.
+"""
+
+
+def build_unusual_alert_sensor(settings: Settings, check: dg.AssetCheckKey) -> dg.SensorDefinition:
+    """The sensor. Its cursor holds which evaluation it has seen, and what it has posted of that day."""
+
+    @dg.sensor(
+        name="alert_on_unusual",
+        description=UNUSUAL_DESCRIPTION,
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING if settings.has_alerts else dg.DefaultSensorStatus.STOPPED,
+    )
+    def alert_on_unusual(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        url = alert_webhook_url()
+        if url is None:
+            raise UsageError("ALERT_WEBHOOK_URL is not set: set it, or turn this sensor off.")
+        record = context.instance.event_log_storage.get_latest_asset_check_execution_by_key([check]).get(check)
+        evaluation = record.event.asset_check_evaluation if record and record.event else None
+        cursor = json.loads(context.cursor or "{}")
+        if record is None or evaluation is None or record.run_id == cursor.get("run"):
+            return dg.SkipReason("There is no new evaluation.")
+        day = str(evaluation.metadata["day"].value) if "day" in evaluation.metadata else ""
+        posted = cursor["posted"] if cursor.get("day") == day else []
+        found = evaluation.metadata.get(FINDINGS)
+        rows = [dict(one.data) for one in found.records] if isinstance(found, dg.TableMetadataValue) else []
+        new = [row for row in rows if _name(row) not in posted]
+        if new:
+            more = int(str(evaluation.metadata["findings_count"].value)) - len(rows)
+            post(url, _message(settings, check, day, new, more))
+        context.update_cursor(
+            json.dumps({"run": record.run_id, "day": day, "posted": posted + [_name(row) for row in new]})
+        )
+        return dg.SkipReason(f"{len(new)} findings posted.")
+
+    return alert_on_unusual
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """Which finding of a day it is."""
+    return " ".join(str(row[name]) for name in ("who", "marketplace", "action", "what"))
+
+
+def _message(
+    settings: Settings, check: dg.AssetCheckKey, day: str, rows: Sequence[Mapping[str, Any]], more: int
+) -> str:
+    """The link comes first, so that it is there however long the rest is."""
+    lines = [f"Unusual on {day}" + (f" ({'/'.join(settings.key_prefix)})" if settings.key_prefix else "") + ":"]
+    if settings.dagster_url:
+        path = "/".join(check.asset_key.path)
+        lines[0] += f" {settings.dagster_url}/assets/{path}?view=checks&checkDetail={check.name}"
+    for row in rows:
+        where = row["marketplace"] if row["action"] == "all" else f"{row['marketplace']} {row['action']}"
+        lines.append(
+            f"- {row['who']}, {where}: {row['what']} {row['seen']}, expected {row['expected']} ({row['jobs']} jobs)"
+            + ("" if row["reasons that grew most"] == "none" else f"; {row['reasons that grew most']}")
+        )
+    if more > 0:
+        lines.append(f"and {more} more")
+    return "\n".join(lines)[:MOST_CHARACTERS]
 
 
 def _reason(error: Any) -> str:

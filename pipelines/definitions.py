@@ -12,15 +12,16 @@ from assets.marketplace_job_stats.checks import build_yesterday_check
 from assets.marketplace_report.asset import build_marketplace_report
 from assets.sources import build_sources
 from assets.tenant_tables import build_tenant_tables, table_key
+from assets.unusual_numbers.check import build_unusual_check
 from models.stats import MarketplaceJobStatsDay
-from pipelines.alerts import build_alert_sensor
+from pipelines.alerts import build_alert_sensor, build_unusual_alert_sensor
 from pipelines.covering_index.job import covering_index_job
 from pipelines.metrics import build_metrics_sensor, key_prefix_tags
 from pipelines.migration import build_migration_job, build_migration_schedule
 from pipelines.partitions import day_partitions
 from pipelines.resources import TenantDatabase
 from pipelines.schedules import build_schedules
-from pipelines.sensors import build_report_sensor, build_summary_sensor
+from pipelines.sensors import build_report_sensor, build_summary_sensor, build_unusual_sensor
 from pipelines.settings import Settings
 
 # Dagster calls code references beta. Without them, only the links to the code would be missing.
@@ -52,7 +53,8 @@ def build_defs(settings: Settings) -> dg.Definitions:
     summary = build_marketplace_daily_summary(partitions, settings.key_prefix)
     summary_job = dg.define_asset_job(
         "marketplace_daily_summary_job",
-        selection=[summary],
+        # Its check has a run of its own: a run in which single tenants failed would leave it out.
+        selection=dg.AssetSelection.assets(summary).without_checks(),
         tags=tags | SOON,
         description="Adds up the stats of all tenants, for a range of days. Its sensor starts it, after the stats have "
         "changed.\n\n*When it is red*, the error names the tenants that are missing in the sums. Mend what it says; "
@@ -75,6 +77,15 @@ def build_defs(settings: Settings) -> dg.Definitions:
         "red, it tells what to do.",
     )
     migration_job = build_migration_job(tags)
+    unusual_check = build_unusual_check(partitions, summary.key)
+    unusual_job = dg.define_asset_job(
+        "unusual_numbers_job",
+        selection=dg.AssetSelection.checks(unusual_check),
+        tags=tags | SOON,
+        description="Looks for what is unusual about the last closed day. Its sensor starts it, after each run of the "
+        "summary.\n\n*When it is red*, the check could not be made, for the reason that the error says. If only the "
+        "check is red, it says what is unusual.",
+    )
     schedules = build_schedules(settings, partitions, stats.key, job.name, check_job.name)
     database = TenantDatabase(
         workers=settings.workers,
@@ -87,14 +98,16 @@ def build_defs(settings: Settings) -> dg.Definitions:
             *build_tenant_tables(settings.key_prefix),
             *dg.with_source_code_references([stats, summary, report]),
         ],
-        asset_checks=[yesterday_check],
-        jobs=[job, summary_job, report_job, check_job, migration_job, covering_index_job],
+        asset_checks=[yesterday_check, unusual_check],
+        jobs=[job, summary_job, report_job, check_job, unusual_job, migration_job, covering_index_job],
         schedules=[*schedules, build_migration_schedule(settings, migration_job)],
         sensors=[
             build_summary_sensor(partitions, stats.key, summary.key, summary_job.name),
             build_report_sensor(summary.key, report_job.name),
+            build_unusual_sensor(summary.key, unusual_job.name),
             build_alert_sensor(settings),
             build_metrics_sensor(settings),
+            build_unusual_alert_sensor(settings, unusual_check.check_key),
         ],
         resources={"tenant_database": database, "summary_table": SummaryTable(database)},
         # A tenant is never a step, so there is nothing that a process per step could run at once.

@@ -1,4 +1,4 @@
-"""What starts the summary and the report: what they are made from has changed."""
+"""What starts the summary, the report, and the check of the summary: what they are made from has changed."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,6 +19,12 @@ REPORT_DESCRIPTION = """
 Requests the report after each run of the summary.
 
 When it is off, materialize the report by hand.
+"""
+
+UNUSUAL_DESCRIPTION = """
+Requests the check of the last closed day for what is unusual, after each run of the summary.
+
+When it is off, nobody looks: start `unusual_numbers_job` by hand.
 """
 
 
@@ -65,3 +71,19 @@ def build_report_sensor(summary: dg.AssetKey, job_name: str) -> dg.SensorDefinit
         return dg.RunRequest(run_key=event.run_id)
 
     return marketplace_report_sensor
+
+
+def build_unusual_sensor(summary: dg.AssetKey, job_name: str) -> dg.SensorDefinition:
+    """Also after a run in which single tenants have failed, and after one of earlier days, which may be baselines."""
+
+    @dg.asset_sensor(
+        summary,
+        name="unusual_numbers_sensor",
+        job_name=job_name,
+        minimum_interval_seconds=30,
+        description=UNUSUAL_DESCRIPTION,
+    )
+    def unusual_numbers_sensor(_: dg.SensorEvaluationContext, event: dg.EventLogEntry) -> dg.RunRequest:
+        return dg.RunRequest(run_key=event.run_id)
+
+    return unusual_numbers_sensor

@@ -38,6 +38,7 @@ class Settings:
     key_prefix: tuple[str, ...]
     report_dir: Path
     metrics_file: Path | None
+    dagster_url: str | None
     has_alerts: bool
 
     @classmethod
@@ -55,6 +56,7 @@ class Settings:
             key_prefix=_key_prefix(env, "STATS_KEY_PREFIX"),
             report_dir=_folder(env, "STATS_REPORT_DIR", Path(__file__).parents[1] / ".local" / "report"),
             metrics_file=_metrics_file(env, "STATS_METRICS_FILE"),
+            dagster_url=_web_address(env, "STATS_DAGSTER_URL"),
             has_alerts=alert_webhook_url(env) is not None,
         )
 
@@ -142,6 +144,13 @@ def _metrics_file(env: Mapping[str, str], name: str) -> Path | None:
     # Several databases may have the same setting, and node_exporter reads one folder.
     prefix = _key_prefix(env, "STATS_KEY_PREFIX")
     return path.with_stem(".".join([path.stem, *prefix])) if text else None
+
+
+def _web_address(env: Mapping[str, str], name: str) -> str | None:
+    text = env.get(name, "").strip().rstrip("/")
+    if text and not re.fullmatch(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[!-~]*)?", text):
+        raise UsageError(f"{name}={text!r} is not allowed: write it as https://host or https://host/path.")
+    return text or None
 
 
 def _key_prefix(env: Mapping[str, str], name: str) -> tuple[str, ...]:
