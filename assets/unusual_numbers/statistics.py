@@ -46,7 +46,7 @@ LEAST_JOBS = 5
 """A finding is about at least so many more (or fewer) jobs than expected."""
 LEAST_POINTS, LEAST_RATIO = 0.005, 1.15
 """The least rise of a failure rate: by half a percentage point, and by 15 % of itself."""
-LEAST_TIME_RATIO = 1.25
+LEAST_TIME_RATIO = 1.4
 """The least rise of a p95."""
 LEAST_JOBS_RATIO = 1.5
 """The least rise of the number of jobs, or fall by the same factor."""
@@ -73,7 +73,7 @@ def baseline_days(day: date) -> list[date]:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is unusual: rates from 0 to 1, times in milliseconds; `q`: the share of false alarms among what is as unusual."""
+    """What is unusual: rates from 0 to 1, times in ms; `q`: the share of false alarms among what is as unusual."""
 
     tenant: str
     marketplace: str
@@ -225,7 +225,7 @@ def _expect(number: _Number, used: Flags) -> _Expected:
     # Of 7 or 8 days the own is known badly, so half of it is the typical one. What is over all has no other like it:
     # there it is the upper bound (90 %, chi-squared of 7 degrees of freedom).
     is_all = np.array([key[0] == "" and key[1] == ALL for key in number.series])
-    scatter = np.where(is_all, 2.5 * np.maximum(own, number.scatter), (own + number.scatter) / 2)
+    scatter = (own + number.scatter) / 2 * np.where(is_all, 2.5, 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         if number.name == JOBS:
             # Of a new day's mean: the scatter of one day, and of the mean of so many.
@@ -247,7 +247,7 @@ PRIOR = 10.0
 
 
 def _learn(number: _Number) -> None:
-    """Learns the typical scatter, how unusual the baseline days are among themselves, and which of them to leave out."""
+    """Learns the typical scatter, how unusual the baseline days are among themselves, and which to leave out."""
     if not number.series:
         return
     mean = np.nan_to_num(_moments(number, number.used)[0])
@@ -293,7 +293,7 @@ def _common(number: _Number, tested: Flags, observed: Floats, expected: Floats) 
     names = np.array(["" if is_fleet and key[1] != ALL else key[1] for key in number.series])
     for name in np.unique(names):
         chosen = np.flatnonzero((names == name) & tested)
-        groups = min(_GROUPS, len(chosen), int(expected[chosen].sum() / 20))
+        groups = min(_GROUPS, len(chosen), int(max(expected[chosen].sum(), observed[chosen].sum()) / 20))
         if name != ALL and groups >= 5:
             parts = np.array_split(chosen, groups)
             ratios = [observed[part].sum() / expected[part].sum() for part in parts if expected[part].sum() > 0]
@@ -311,13 +311,17 @@ def _scores(number: _Number, expected: _Expected, tested: Flags, hits: Floats, t
     mean = expected.mean * np.maximum(moved, 1.0)
     if number.name != JOBS:
         mean = np.minimum(mean, 0.98)
+        # What is uncertain about the rate is moved with it.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            wider = (mean / expected.mean) ** 2 * expected.mean * (1 - expected.mean) / (mean * (1 - mean))
+        scatter = np.minimum(expected.scatter * np.maximum(np.nan_to_num(wider, nan=1.0), 1.0), 0.99)
         with np.errstate(divide="ignore", invalid="ignore"):
             rate = np.where(trials > 0, hits / trials, 0.0)
         matters = (rate >= LEAST_RATIO * mean) & (hits - trials * mean >= LEAST_JOBS)
         if number.name == SUCCESS:
             matters &= rate - mean >= LEAST_POINTS
         for row in np.flatnonzero(tested & matters):
-            scores[row] = rate_score(int(hits[row]), int(trials[row]), mean[row], expected.scatter[row])
+            scores[row] = rate_score(int(hits[row]), int(trials[row]), mean[row], scatter[row])
         return scores, mean
     # Unusual is what neither its own past nor what all do together explains.
     low = expected.mean * np.minimum(moved, 1.0)

@@ -42,12 +42,13 @@ def make(*, once: bool = False) -> None:
     first, last = today - timedelta(days=data.DAY_COUNT), today - timedelta(days=1)
     click.echo(f"\nComputing {first} to {last}")
     days = ("--partition-range", f"{first}...{last}")
-    for asset, *options in (
-        ("marketplace_job_stats", *days),
-        ("marketplace_daily_summary", *days),
-        ("marketplace_report",),
-    ):
-        _run("dagster", "asset", "materialize", "-m", "pipelines.definitions", "--select", asset, *options)
+    _materialize("marketplace_job_stats", *days)
+    with _connect() as connection:
+        corrected = data.correct(connection, today)
+    click.echo(f"\nThe application has corrected jobs of {corrected}: computing it again, then the sums and the report")
+    _materialize("marketplace_job_stats", "--partition", str(corrected))
+    _materialize("marketplace_daily_summary", *days)
+    _materialize("marketplace_report")
 
     with _connect() as connection:
         tables.print_drift(connection, COMPARED, old)
@@ -62,6 +63,10 @@ def _connect() -> psycopg.Connection[tuple[object, ...]]:
         return psycopg.connect(where)
     except psycopg.OperationalError as error:
         raise UsageError(cannot_connect(where, error)) from None
+
+
+def _materialize(asset: str, *days: str) -> None:
+    _run("dagster", "asset", "materialize", "-m", "pipelines.definitions", "--select", asset, *days)
 
 
 def _run(*command: str) -> None:

@@ -21,6 +21,12 @@ TENANTS = {"user_1": 6_000, "user_2": 1_500, "user_3": 3_000, "user_7": 12_000, 
 OLDER_TENANT = "user_1"
 """The customer from before the application cloned a template: own sequences, enum types and constraint names."""
 
+CUT_OFF_TENANT = "user_42"
+"""The customer whose connection to Vinted has broken the day before yesterday."""
+
+CORRECTED_TENANT = "user_3"
+"""The customer some of whose failed jobs turn out to be done, after their day was computed."""
+
 DAY_COUNT = 92
 
 MARK = "marketplace-job-stats: demo data, dropped and made again by every `make demo`"
@@ -178,13 +184,17 @@ _TASKS = _statement("tasks.sql")
 def fill_tenant(connection: psycopg.Connection, schema: str, today: date, seed: int) -> tuple[int, int]:
     """Three months of jobs and tasks, the last of them yesterday; returns how many of each.
 
-    There is a weekly rhythm, and one bad day about three weeks ago, when eBay did not answer.
+    There is a weekly rhythm, and one bad day about three weeks ago, when eBay did not answer. Yesterday, Etsy was slow,
+    and one customer's connection to Vinted is broken.
     """
     jobs, tasks = sql.Identifier(schema, "marketplace_jobs"), sql.Identifier(schema, "marketplace_tasks")
     values = {
         "today": today,
         # A Tuesday, so that it does not fall on a quiet weekend.
         "outage": today - timedelta(days=20 + (today - timedelta(days=20) - timedelta(days=1)).weekday()),
+        "cut_off": today - timedelta(days=2) if schema == CUT_OFF_TENANT else today,
+        "slow": today - timedelta(days=1),
+        "schema": schema,
         "job_count": TENANTS[schema],
         "day_count": DAY_COUNT,
         "seed": seed,
@@ -200,6 +210,23 @@ def fill_tenant(connection: psycopg.Connection, schema: str, today: date, seed: 
     ).rowcount
     connection.execute(sql.SQL("ANALYZE {}").format(tasks))
     return job_count, task_count
+
+
+def correct(connection: psycopg.Connection, today: date) -> date:
+    """Three days ago, some jobs were booked as failed that had gone through: the application corrects them. The day."""
+    day = today - timedelta(days=3)
+    with connection.transaction():
+        connection.execute(
+            sql.SQL(
+                """
+                UPDATE {} SET status = 'completed', error_message = NULL
+                 WHERE status = 'failed' AND marketplace = 'vinted'
+                   AND (completed_at AT TIME ZONE 'UTC')::date = %s
+                """
+            ).format(sql.Identifier(CORRECTED_TENANT, "marketplace_jobs")),
+            [day],
+        )
+    return day
 
 
 def _type_or_varchar(connection: psycopg.Connection, schema: str, name: str) -> sql.Composable:

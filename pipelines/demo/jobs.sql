@@ -16,6 +16,8 @@ days AS (
 drawn AS (
     SELECT n, day, code, seconds, marketplace, is_nightly,
            marketplace = 'ebay' AND code = 'publish' AND day = %(outage)s::date AS is_outage,
+           marketplace = 'vinted' AND day >= %(cut_off)s::date AS is_cut_off,
+           marketplace = 'etsy' AND day >= %(slow)s::date AS is_slow,
            day::timestamp AT TIME ZONE 'UTC' + make_interval(secs => 86400 * CASE
                WHEN is_nightly THEN 1 - 0.01 * pg_temp.noise('time', n, %(seed)s)
                ELSE 0.25 + 0.35 * (pg_temp.noise('time', n, %(seed)s) + pg_temp.noise('time 2', n, %(seed)s))
@@ -40,6 +42,7 @@ ended AS (
                            WHEN is_outage AND status = 'failed' THEN 60 + 5 * pg_temp.noise('length', n, %(seed)s)
                            ELSE seconds
                                 * CASE WHEN is_nightly THEN 20 ELSE 1 END
+                                * CASE WHEN is_slow THEN 3 ELSE 1 END
                                 * CASE marketplace WHEN 'ebay' THEN 0.7 WHEN 'etsy' THEN 0.85 ELSE 1.1 END
                                 * CASE status WHEN 'failed' THEN 1.4 ELSE 1 END
                                 * exp(1.6 * (pg_temp.noise('length', n, %(seed)s)
@@ -48,7 +51,7 @@ ended AS (
            END AS completed_at
       FROM drawn
      CROSS JOIN LATERAL (
-        SELECT CASE WHEN is_outage THEN 0.85 WHEN marketplace = 'etsy' THEN 0.02 WHEN code = 'publish' THEN 0.06
+        SELECT CASE WHEN is_outage THEN 0.85 WHEN is_cut_off THEN 0.7 WHEN marketplace = 'etsy' THEN 0.02 WHEN code = 'publish' THEN 0.06
                     ELSE 0.03 END AS failure_share) AS odds
      CROSS JOIN LATERAL (
         SELECT (ARRAY['failed', 'cancelled', 'expired', 'completed'])[1 + width_bucket(
@@ -56,13 +59,14 @@ ended AS (
                    ARRAY[failure_share, failure_share + 0.012, failure_share + 0.02]::float8[])] AS status) AS chosen
      CROSS JOIN LATERAL (
         SELECT CASE WHEN status IN ('completed', 'failed')
-                    THEN created_at + make_interval(secs => 1 + 30 * pg_temp.noise('wait', n, %(seed)s))
+                    THEN created_at + make_interval(
+                             secs => (1 + 30 * pg_temp.noise('wait', n, %(seed)s)) * CASE WHEN is_slow THEN 4 ELSE 1 END)
                END AS started_at) AS waited
 ),
 -- The demo is a picture taken at midnight: what would end today is still under way. And a few rows are odd, as in real
 -- life: a start that is missing or after the end, an end that was never written, a job that nobody ever picked up.
 pictured AS (
-    SELECT n, marketplace, code, is_outage, created_at,
+    SELECT n, marketplace, code, is_outage, is_cut_off, created_at,
            CASE WHEN is_stuck THEN 'pending'
                 WHEN completed_at < midnight THEN status
                 WHEN started_at < midnight THEN 'running'
@@ -87,6 +91,7 @@ SELECT pictured.marketplace, action.id, 1000 + (900 * pg_temp.noise('product', n
             ELSE 0 END,
        CASE WHEN status <> 'failed' THEN NULL
             WHEN is_outage THEN 'no answer from eBay within 60 s'
+            WHEN is_cut_off THEN 'HTTP 401: the connection of ' || %(schema)s || ' to Vinted has expired'
             ELSE 'the marketplace refused the request' END,
        jsonb_build_object('source', 'demo'),
        started_at, completed_at, pictured.created_at + interval '1 hour', pictured.created_at

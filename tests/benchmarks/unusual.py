@@ -4,8 +4,9 @@
 
 A fleet has what real ones have. Tenants: sizes over two powers of ten, failure rates of their own (a few never fail, a
 few always do), one to three marketplaces, pauses of a day (2 %), bursts of five times as many jobs (1 %), new ones (8 %
-began within the eight weeks) and one that has left (1 %). Days: all that a tenant, a marketplace or the fleet does
-varies from day to day, for each tenant differently much; half a percent more jobs each week; now and then a holiday; and among the baseline days, incidents: a marketplace's outage, and now and then a tenant's.
+began within the eight weeks) and some that have left (1 %). Days: all that a tenant, a marketplace or the fleet does
+varies from day to day, for each tenant differently much; half a percent more jobs each week; now and then a holiday;
+and among the baseline days, incidents: a marketplace's outage, and here and there a tenant's.
 
 Each tested day is quiet but for pauses, bursts and the usual variation: what is found there is a false alarm. Then one
 thing is put into the same day, and it is looked for.
