@@ -33,7 +33,7 @@ rate, a 95th percentile of durations or waits, or a number of jobs; of each mark
 of each tenant on each marketplace. It runs after the summary, and stops nothing.
 
 A number is named if chance and the usual variation from day to day would hardly make it, and if it is large enough to
-matter; at most one of twenty that are named is a false alarm. What a whole marketplace does is said of the marketplace,
+matter; about one in fifty that are named is a false alarm. What a whole marketplace does is said of the marketplace,
 not of each of its tenants. Series with fewer than four days of history, or ten jobs a day, are not looked at. How, and
 how much is found: `docs/unusual.md`.
 
@@ -133,6 +133,8 @@ def _read(
         with connection.begin():
             # Several batches are read at once anyway.
             connection.exec_driver_sql("SET LOCAL max_parallel_workers_per_gather = 0")
+            # The planner knows nothing of the sizes of the statement's parts, and takes them for tiny.
+            connection.exec_driver_sql("SET LOCAL enable_nestloop = off")
             parameters = {"dates": list(dates)}
             ledgers = connection.execute(ledgers_query(batch), parameters).mappings().all()
             return connection.execute(tenants_query(batch), parameters | {"day": day}).mappings().all(), ledgers

@@ -40,24 +40,25 @@ COLUMNS = (
 
 def tenants_query(schemas: Sequence[str]) -> sa.TextClause:
     """What these tenants did: a row for each tenant, marketplace that it uses, and day that its ledger has as computed,
-    with the COLUMNS but `action`; percentiles as keys of sketches.
+    with the COLUMNS but `action`; tenants as their places among the schemas, percentiles as keys of sketches.
 
     Parameters: `day`, and `dates`, an array with the day and its baseline days.
     """
-    read = "date, marketplace, total_jobs, failure_count, " + ", ".join(
+    # Whole numbers, and no collation: to sort the buckets by texts would take longer than all the rest.
+    read = 'date, marketplace::text COLLATE "C" AS marketplace, total_jobs, failure_count, ' + ", ".join(
         name for measure in MEASURES for name in measure.sketch
     )
     unnested = " UNION ALL ".join(
-        f"SELECT '{one.name}', key, number FROM unnest({one.keys}, {one.counts}) AS b (key, number) "
+        f"SELECT {place}, key, number FROM unnest({one.keys}, {one.counts}) AS b (key, number) "
         f"WHERE {one.version} = {VERSION}"
-        for one in MEASURES
+        for place, one in enumerate(MEASURES)
     )
     joined = "\n".join(
         f"LEFT JOIN above AS {name} ON ({name}.tenant, {name}.marketplace, {name}.date, {name}.measure) "
-        f"= (series.tenant, series.marketplace, ledger.date, '{name}')\n"
+        f"= (series.tenant, series.marketplace, ledger.date, {place})\n"
         f"LEFT JOIN p95 AS p95_{name} ON (p95_{name}.tenant, p95_{name}.marketplace, p95_{name}.measure) "
-        f"= (series.tenant, series.marketplace, '{name}')"
-        for name in _PLURALS
+        f"= (series.tenant, series.marketplace, {place})"
+        for place, name in enumerate(_PLURALS)
     )
     numbers = ", ".join(
         f"coalesce({name}.times, 0) AS {plural}, coalesce({name}.long_times, 0) AS long_{plural}, "
@@ -115,9 +116,9 @@ def ledgers_query(schemas: Sequence[str]) -> sa.TextClause:
 
 def _of_each(schemas: Sequence[str], table: str, columns: str, condition: str = "") -> str:
     return " UNION ALL ".join(
-        f"SELECT {sql.Literal(schema).as_string()}::text AS tenant, {columns} FROM {quoted(schema)}.{table} "
+        f"SELECT {place} AS tenant, {columns} FROM {quoted(schema)}.{table} "
         f"WHERE date = ANY (CAST(:dates AS date[])) {condition}"
-        for schema in schemas
+        for place, schema in enumerate(schemas)
     )
 
 
@@ -125,8 +126,7 @@ def tenants_frame(rows: Sequence[Mapping[Any, Any]], schemas: Sequence[str]) -> 
     """The rows of `tenants_query` of a batch as a frame with the COLUMNS."""
     frame = pd.DataFrame([dict(row) for row in rows], columns=[name for name in COLUMNS if name != "action"])
     frame["action"] = ALL
-    # One object for each name, however many rows have it.
-    frame["tenant"] = frame["tenant"].map({schema: schema for schema in schemas}).astype(object)
+    frame["tenant"] = frame["tenant"].map(dict(enumerate(schemas))).astype(object)
     for name in COLUMNS:
         if name.endswith("_ms"):
             key = frame[name].astype(float)

@@ -40,12 +40,12 @@ WEEKS = 8
 """How many weeks before count at most."""
 LEAST_DAYS = 4
 """How many baseline days with jobs a series needs to be tested."""
-FDR = 0.05
+FDR = 0.02
 """The share of findings that may be false alarms; on a day without anything unusual, the chance of a false alarm."""
 LEAST_JOBS = 5
 """A finding is about at least so many more (or fewer) jobs than expected."""
-LEAST_POINTS, LEAST_RATIO = 0.005, 1.15
-"""The least rise of a failure rate: by half a percentage point, and by 15 % of itself."""
+LEAST_POINTS, LEAST_RATIO = 0.01, 1.25
+"""The least rise of a failure rate: by a percentage point, and by a quarter of itself."""
 LEAST_TIME_RATIO = 1.4
 """The least rise of a p95."""
 LEAST_JOBS_RATIO = 1.5

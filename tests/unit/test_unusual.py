@@ -117,7 +117,7 @@ def test_the_false_discovery_rate_is_that_of_benjamini_and_hochberg(p_values: li
 
 @pytest.mark.parametrize("tenants", [2, 40])
 def test_nothing_is_unusual_in_a_quiet_fleet(tenants: int) -> None:
-    """Twenty quiet days of two tenants, and of forty: by the bound of 5 % one of them might have had a finding."""
+    """Twenty quiet days of two tenants, and of forty: by the bound of 2 % hardly one of them may have a finding."""
     found = [judge(fleet(tenants, seed)) for seed in range(20)]
     assert sum(bool(findings) for findings, _ in found) <= 2
     assert min(tests for _, tests in found) >= 4 * (10 + 3 * tenants) * 0.9
