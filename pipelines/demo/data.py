@@ -24,7 +24,7 @@ OLDER_TENANT = "user_1"
 CUT_OFF_TENANT = "user_42"
 """The customer whose connection to Vinted has broken the day before yesterday."""
 
-CORRECTED_TENANT = "user_3"
+CORRECTED_TENANT = "user_7"
 """The customer some of whose failed jobs turn out to be done, after their day was computed."""
 
 DAY_COUNT = 92
@@ -220,8 +220,7 @@ def correct(connection: psycopg.Connection, today: date) -> date:
             sql.SQL(
                 """
                 UPDATE {} SET status = 'completed', error_message = NULL
-                 WHERE status = 'failed' AND marketplace = 'vinted'
-                   AND (completed_at AT TIME ZONE 'UTC')::date = %s
+                 WHERE status = 'failed' AND (completed_at AT TIME ZONE 'UTC')::date = %s
                 """
             ).format(sql.Identifier(CORRECTED_TENANT, "marketplace_jobs")),
             [day],
