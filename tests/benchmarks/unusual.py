@@ -44,7 +44,7 @@ SECONDS = np.array([9.0, 4.0, 25.0, 12.0, 2.0, 1.5, 3.0])
 DAY = date(2026, 11, 2)
 DOUBLED = round(math.log(2) / math.log(GAMMA))
 KEYS = 1_500
-WHAT = ("+20 points", "x 1.2", "wait x 2")
+WHAT = ("+20 points", "x 1.2", "70 % fail", "wait x 2")
 
 
 @dataclass
@@ -172,7 +172,7 @@ def changed(jobs: Jobs, chosen: Any, what: str, chance: np.random.Generator) -> 
     if what == "wait x 2":
         return Jobs(**{**vars(jobs), "wait": np.where(chosen, jobs.wait + DOUBLED, jobs.wait).astype(np.int16)})
     rate = jobs.failed[chosen].mean()
-    wanted = min(1.0, rate + 0.2) if what == "+20 points" else 1.2 * rate
+    wanted = {"+20 points": min(1.0, rate + 0.2), "x 1.2": 1.2 * rate, "70 % fail": max(rate, 0.7)}[what]
     more = chosen & (chance.random(len(chosen)) < (wanted - rate) / max(1 - rate, 1e-9))
     return Jobs(**{**vars(jobs), "failed": jobs.failed | more})
 
