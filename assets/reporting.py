@@ -44,9 +44,9 @@ def explain(error: Exception) -> str:
     return text + (f": {remedy}" if remedy else "")
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str | None = None) -> str:
     """`1 day`, `2 days`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def first_reasons(tenants: Mapping[str, str]) -> str:

@@ -207,7 +207,7 @@ def _compute_in_passes(
     patience_s = PATIENCE_S if SCHEDULE_TAG in context.run.tags else 0
     for _ in range(PASSES):
         with database.connect(patience_s) as (engine, witness):
-            report = RunReport(spec, server_and_database(witness), action_types(witness))
+            report = RunReport(spec, server_and_database(witness), _action_types(context, witness))
             try:
                 _compute_once(context, config, database, report, engine, witness)
             except sa.exc.DBAPIError as error:
@@ -225,6 +225,17 @@ def _compute_in_passes(
         f"The server was lost in each of {PASSES} tries, so nothing is sure to be on disk: look after "
         f"{report.database}, then run it again."
     )
+
+
+def _action_types(context: dg.AssetExecutionContext, witness: sa.Connection) -> dict[int, tuple[str, str]] | None:
+    """The names of the actions, which are shown beside the numbers and change none; None if they cannot be read."""
+    try:
+        return action_types(witness) or {}
+    except sa.exc.DBAPIError as error:
+        if witness.invalidated:
+            raise UsageError(f"The server was lost: {explain(error)}. Run it again.") from None
+        context.log.warning(f"Actions are shown by their ids, as their names could not be read: {explain(error)}")
+        return None
 
 
 def _compute_once(

@@ -4,12 +4,10 @@ Nothing is decided or computed here; every number comes from the tenants' own tr
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from operator import add
 from typing import Any
-
-import sqlalchemy as sa
 
 from assets.marketplace_job_stats.stats import COUNTS
 from assets.marketplace_job_stats.transaction import REASONS, ComputeSpec, Day, ProofError, TenantResult
@@ -24,13 +22,14 @@ _ADDED_UP = (*COUNTS, *REASONS, "row_count", "inserted", "updated", "deleted", "
 class RunReport:
     """Adds up what the tenants' transactions returned; of a tenant that was done, only what has to be named is kept."""
 
-    def __init__(self, spec: ComputeSpec, database: str, action_types: Iterable[sa.Row[Any, Any, Any]]) -> None:
+    def __init__(self, spec: ComputeSpec, database: str, action_types: Mapping[int, tuple[str, str]] | None) -> None:
+        """`action_types`: as of `pipelines.action_types`; None if their names could not be read."""
         self.spec = spec
         self.database = database
         self.done = 0
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
-        self._action_codes = {row.id: row.code for row in action_types}
+        self._action_types = action_types
         self._dates = set(spec.window.dates)
         self._days: dict[date, list[int]] = defaultdict(lambda: [0] * len(_ADDED_UP))
         self._sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * len(COUNTS))
@@ -90,7 +89,9 @@ class RunReport:
         self._changes = sorted(self._changes, key=_difference, reverse=True)[:MOST_ROWS]
 
     def _action(self, action_type_id: int) -> str:
-        return str(self._action_codes.get(action_type_id, UNKNOWN))
+        if self._action_types is None:
+            return f"action {action_type_id}"
+        return self._action_types.get(action_type_id, (UNKNOWN, UNKNOWN))[0]
 
     def _hold_back(self, tenant: Tenant, day: date, it: Day) -> None:
         self.held_back_count += 1
