@@ -21,7 +21,7 @@ def is_complete(record: Record | None) -> bool:
     """Whether a day may be compared with others: for every expected tenant it was computed, or held back."""
     return (
         record is not None
-        and record["tenants_expected"] > 0
+        and bool(record["tenants_expected"])
         and not record["tenants_missing"]
         and not record["tenants_counter_only"]
     )

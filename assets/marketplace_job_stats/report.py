@@ -15,8 +15,9 @@ from assets.reporting import MOST_ROWS, counted, explain, first_reasons, table
 from pipelines.action_types import UNKNOWN
 from pipelines.tenants import Tenant
 
-_ADDED_UP = (*COUNTS, *REASONS, "row_count", "inserted", "updated", "deleted", "tenants_done", "tenants_held_back")
-"""What is added up for each day over the tenants."""
+_OF_RUN = ("inserted", "updated", "deleted", "rows_done", "tenants_done")
+_ADDED_UP = (*COUNTS, *REASONS, "row_count", "tenants_computed", "tenants_held_back", *_OF_RUN)
+"""What is added up for each day over the tenants: what is stored, and what the run did."""
 
 
 class RunReport:
@@ -29,6 +30,9 @@ class RunReport:
         self.done = 0
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
+        # Those that were not computed, but may have something stored; and those of them that could not be read.
+        self.left: list[Tenant] = []
+        self.unread: dict[str, str] = {}
         self._action_types = action_types
         self._dates = set(spec.window.dates)
         self._days: dict[date, list[int]] = defaultdict(lambda: [0] * len(_ADDED_UP))
@@ -55,22 +59,36 @@ class RunReport:
                 self._add_result(tenant, outcome)
             case Tenant(skipped=str() as reason):
                 self.skipped[tenant.schema] = reason
+                self.left.append(outcome)
             case Tenant(failed=reason):
                 self.failed[tenant.schema] = str(reason)
+                self.left.append(outcome)
             case Exception():
                 self.failed[tenant.schema] = explain(outcome)
+                self.left.append(tenant)
                 if isinstance(outcome, ProofError):
                     self.unproved.add(tenant.schema)
 
+    def add_stored(self, tenant: Tenant, outcome: Mapping[date, Day] | Exception) -> None:
+        """Takes what is stored for a tenant that the run has not computed, or the error."""
+        if isinstance(outcome, Exception):
+            self.unread[tenant.schema] = explain(outcome)
+            return
+        for day in outcome.keys() & self._dates:
+            self._add_day(day, outcome[day], (0,) * len(_OF_RUN))
+
+    def _add_day(self, day: date, it: Day, of_run: Sequence[int]) -> None:
+        outcomes = (int(it.entry == "computed"), int(it.entry == "held_back"))
+        self._days[day] = list(map(add, self._days[day], (*it.sums, *it.uncounted, it.row_count, *outcomes, *of_run)))
+
     def _add_result(self, tenant: Tenant, result: TenantResult) -> None:
         for day, it in result.days.items():
-            written = result.written.get(day, (0, 0, 0))
-            is_held_back = it.entry == "held_back"
-            numbers = (*it.sums, *it.uncounted, it.row_count, *written, 1, int(is_held_back))
-            self._days[day] = list(map(add, self._days[day], numbers))
+            self._add_day(day, it, (*result.written.get(day, (0, 0, 0)), it.row_count, 1))
             self.finished_jobs += it.job_count or 0
-            if is_held_back:
+            if it.entry == "held_back":
                 self._hold_back(tenant, day, it)
+        # Days that were not due are stored all the same.
+        self.add_stored(tenant, {day: it for day, it in result.stored.items() if day not in result.days})
         changed = sum(map(sum, result.written.values()))
         self._rows_changed += changed
         self._tenants_changed += changed > 0
@@ -106,26 +124,36 @@ class RunReport:
                 }
             )
 
-    def day_metadata(self, day: date) -> dict[str, Any]:
-        """The numbers of one day over all tenants."""
+    def day_metadata(self, day: date, of_all: bool = True) -> dict[str, Any]:
+        """The numbers of one day: what is stored for all tenants, and under `run_` what the run did.
+
+        If what is stored for a tenant could not be read, nothing is said of all of them: plots would dip. Of a run of
+        some tenants, all is under `run_`.
+        """
         sums = dict(zip(_ADDED_UP, self._days[day], strict=True))
-        return {
-            "dagster/row_count": sums["row_count"],
+        stored = {
             "jobs": sums["total_jobs"],
             "failed_jobs": sums["failure_count"],
             "cancelled_or_expired_jobs": sums["cancelled_count"] + sums["expired_count"],
             "tasks": sums["total_tasks"],
-            "rows_inserted": sums["inserted"],
-            "rows_updated": sums["updated"],
-            "rows_deleted": sums["deleted"],
-            "rows_unchanged": sums["row_count"] - sums["inserted"] - sums["updated"],
             "unknown_marketplace_jobs": sums["unknown_marketplace"],
             "no_start_jobs": sums["no_start"],
             "bad_duration_jobs": sums["bad_duration"],
+            "tenants_computed": sums["tenants_computed"],
             "tenants_held_back": sums["tenants_held_back"],
-            "tenants_done": sums["tenants_done"],
-            "tenants_skipped": len(self.skipped),
-            "tenants_failed": len(self.failed),
+        }
+        if not of_all:
+            shown = {f"run_{name}": number for name, number in stored.items()}
+        else:
+            shown = {} if self.unread else {"dagster/row_count": sums["row_count"], **stored}
+        return shown | {
+            "run_rows_inserted": sums["inserted"],
+            "run_rows_updated": sums["updated"],
+            "run_rows_deleted": sums["deleted"],
+            "run_rows_unchanged": sums["rows_done"] - sums["inserted"] - sums["updated"],
+            "run_tenants_done": sums["tenants_done"],
+            "run_tenants_skipped": len(self.skipped),
+            "run_tenants_failed": len(self.failed),
         }
 
     def run_metadata(self) -> dict[str, Any]:
@@ -144,7 +172,11 @@ class RunReport:
             "run_preview": table(self._preview()),
             "run_action_count": len(self._sums),
         }
-        for name, reasons in (("run_tenants_failed", self.failed), ("run_tenants_skipped", self.skipped)):
+        for name, reasons in (
+            ("run_failed_tenants", self.failed),
+            ("run_skipped_tenants", self.skipped),
+            ("run_unread_tenants", self.unread),
+        ):
             if reasons:
                 rows = [{"tenant": schema, "reason": reason} for schema, reason in reasons.items()]
                 metadata[name] = table(rows)

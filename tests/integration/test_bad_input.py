@@ -244,14 +244,14 @@ def test_no_tenant_is_lost(connection: psycopg.Connection[Any], first: int) -> N
 
     day = metadata(run)[DAY]
     named = {
-        row["tenant"]: row["reason"] for kind in ("failed", "skipped") for row in day.get(f"run_tenants_{kind}", ())
+        row["tenant"]: row["reason"] for kind in ("failed", "skipped") for row in day.get(f"run_{kind}_tenants", ())
     }
     refused = {schema: reason for schema, reason in expected.items() if not reason.startswith(DONE)}
     assert set(named) == set(refused)
     assert [(named[schema], reason) for schema, reason in refused.items() if reason not in named[schema]] == []
     done = {schema: reason for schema, reason in expected.items() if reason.startswith(DONE)}
-    assert day["tenants_done"] == len(done) + 1
-    skipped = len(day.get("run_tenants_skipped", ()))
+    assert day["run_tenants_done"] == len(done) + 1
+    skipped = len(day.get("run_skipped_tenants", ()))
     assert f"{len(done) + 1} tenants done, {skipped} skipped" in failure(run)
     for schema, reason in done.items():
         row = connection.execute(f"SELECT total_jobs, failure_count, total_tasks FROM {schema}.marketplace_job_stats")
@@ -274,7 +274,7 @@ def test_columns_of_other_types_spoil_no_other_tenant(connection: psycopg.Connec
         ALTER TABLE user_14.marketplace_jobs ALTER id TYPE bigint, ALTER action_type_id TYPE bigint""")
     for _ in range(2):  # The first rows, and the difference.
         run = materialize(environment={"STATS_WORKERS": "1"})
-        assert metadata(run)[DAY]["tenants_done"] == 9, failure(run)
+        assert metadata(run)[DAY]["run_tenants_done"] == 9, failure(run)
         assert run.success
 
 
