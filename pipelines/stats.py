@@ -58,9 +58,6 @@ COLUMNS = (
 """The columns of the frame; what each means stands in `models.summary`, of COUNTS at the day."""
 
 
-WIDTH = 150
-"""How many characters a line of the table needs."""
-
 _stats, _ledger, _facts, _summary, _days = (
     model.__table__
     for model in (
@@ -289,7 +286,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             _number(row["retry_count"]),
         )
     console = Console()
-    console.width = max(console.width, WIDTH)  # Rather wrapped by a narrow terminal than cut.
+    console.width = 10_000  # As wide as it needs: rather wrapped by a narrow terminal than cut.
     console.print(table if rows else "no rows")
 
 

@@ -211,7 +211,7 @@ def test_what_is_locked_is_an_error_and_not_waited_for(
 
 def test_codes_are_written_as_they_are(connection: psycopg.Connection[Any], stats: str) -> None:
     """Markup, formulas and what a terminal obeys are text wherever they are shown."""
-    codes = {1: "[/red]x\x1b[2J", 5: "=1+1"}
+    codes = {1: f"[/red]x\x1b[2J{'y' * 30}", 5: "=1+1"}
     for id_, code in codes.items():
         connection.execute("UPDATE public.marketplace_action_types SET code = %s WHERE id = %s", [code, id_])
     first = str(YESTERDAY - timedelta(days=7))
@@ -222,7 +222,8 @@ def test_codes_are_written_as_they_are(connection: psycopg.Connection[Any], stat
         return run("python", "-W", "ignore", *arguments, environment={"DATABASE_URL": stats}).stdout
 
     table = command("table")
-    assert "[/red]x\N{REPLACEMENT CHARACTER}[2J" in table
+    assert f"[/red]x\N{REPLACEMENT CHARACTER}[2J{'y' * 30}" in table
+    assert str(YESTERDAY) in table, "what is long makes nothing else shorter"
     assert "\x1b[2J" not in table
     cells = [row["action_code"] for row in csv.DictReader(io.StringIO(command("csv")))]
     assert cells == ["'=1+1", "unknown", codes[1]]
