@@ -361,4 +361,4 @@ def test_a_row_that_cannot_be_right_is_nobody_elses_fault(connection: psycopg.Co
     # A row with another id or creation is another job: seven that were counted before are gone, and stay counted.
     assert found == [(-(2**31), 1, 0), (1, 5 if first else 12, 0), (2, 2, 1), (3, 1, 0), (2**31 - 1, 1, 0)]
     again = materialize(schedule="weekly")
-    assert metadata(again)[DAY]["rows_updated"] == 0, failure(again)
+    assert metadata(again)[DAY]["run_rows_updated"] == 0, failure(again)
