@@ -1,5 +1,6 @@
 """Words, sentences and tables that several assets use to say what has happened."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -44,15 +45,23 @@ def explain(error: Exception) -> str:
     return text + (f": {remedy}" if remedy else "")
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str | None = None) -> str:
     """`1 day`, `2 days`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def first_reasons(tenants: Mapping[str, str]) -> str:
     """The first few of the tenants with their reason."""
     first = "; ".join(f"{schema}: {reason}" for schema, reason in list(tenants.items())[:3])
     return first + (f"; and {len(tenants) - 3} more" if len(tenants) > 3 else "")
+
+
+def code_span(text: str) -> str:
+    """A text from outside within Markdown, as it is: no link, picture or emphasis is made of it."""
+    shown = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+    fence = "`" * (max(map(len, re.findall("`+", shown)), default=0) + 1)
+    space = " " if shown[:1] in ("`", " ", "") or shown[-1:] in ("`", " ") else ""
+    return f"{fence}{space}{shown}{space}{fence}"
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue[Any]:

@@ -38,6 +38,9 @@ class StatsBase(DeclarativeBase):
     )
 
 
+DEFINITION = 2
+"""What the numbers mean, as the ledger keeps it: raised with every change of a meaning, and with every column that is
+new. Definition 1 had no facts."""
 KEY = ("action_type_id", "marketplace", "date")
 """What one row of the stats is about."""
 

@@ -1,4 +1,5 @@
-"""The table of our own schema: the stats of all tenants together, small enough for any BI tool."""
+"""The tables of our own schema: the stats of all tenants together, small enough for any BI tool, and what stands behind
+them."""
 
 import datetime as dt
 from typing import Any
@@ -10,6 +11,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 from models import SHARED
 from models.stats import StatsBase
 
+MOST_NAMED = 5
+"""How many tenants, and how many failure reasons, are named in a row."""
+
 
 def _sum(doc: str) -> Mapped[int]:
     return mapped_column(BigInteger, doc=doc)
@@ -18,6 +22,35 @@ def _sum(doc: str) -> Mapped[int]:
 def _added_sum(doc: str) -> Mapped[int]:
     """A sum that earlier rows lack."""
     return mapped_column(BigInteger, server_default="0", doc=doc)
+
+
+class MarketplaceDailySummaryDay(StatsBase):
+    """What stands behind the summary of one day: how complete it is, and the state of what it was read from.
+
+    `tenants_expected` is the sum of computed, held back, counter only and missing ones. A day that is not here was
+    never summarized.
+    """
+
+    __tablename__ = "marketplace_daily_summary_days"
+    __table_args__ = ({"schema": SHARED},)
+
+    date: Mapped[dt.date] = mapped_column(Date, primary_key=True, doc="The day.")
+    tenants_expected: Mapped[int] = mapped_column(Integer, doc="Tenants that should stand behind the day's numbers.")
+    tenants_computed: Mapped[int] = mapped_column(Integer, doc="Those whose ledger has the day as computed.")
+    tenants_held_back: Mapped[int] = mapped_column(Integer, doc="Those whose ledger has the day as held back.")
+    tenants_counter_only: Mapped[int] = mapped_column(
+        Integer, doc="Those with numbers that no entry of the ledger stands behind: the old counter's."
+    )
+    tenants_missing: Mapped[int] = mapped_column(Integer, doc="Those of which nothing is in the numbers.")
+    missing_tenants: Mapped[list[str]] = mapped_column(
+        ARRAY(Text), doc="Their names: the day was not computed for them, or what is stored could not be read."
+    )
+    job_count: Mapped[int] = _sum("Jobs in the day's rows of the summary, whatever their end.")
+    ledger_state: Mapped[int] = _sum("Sum of a hash of each tenant's entry in its ledger, when the day was read.")
+    action_types: Mapped[dict[str, list[str]]] = mapped_column(
+        JSONB, doc='Code and name of each action of the day, by id, when it was read: `{"1": ["publish", "Publish"]}`.'
+    )
+    computed_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), doc="When the day was last summarized.")
 
 
 class MarketplaceDailySummary(StatsBase):

@@ -1,8 +1,5 @@
 """The names of the actions, which are decoration: without them all numbers are the same."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import sqlalchemy as sa
 
 from models.sources import MarketplaceActionType
@@ -13,11 +10,15 @@ UNKNOWN = "unknown"
 _types = MarketplaceActionType.__table__
 
 
-def action_types(connection: sa.Connection) -> Sequence[sa.Row[Any, Any, Any]]:
-    """Id, code and name of each action type; none if the table is missing or may not be read."""
-    try:
-        with connection.begin():
-            query = sa.select(_types.c.id, _types.c.code, _types.c.name).where(_types.c.code.is_not(None))
-            return connection.execute(query).all()
-    except sa.exc.DBAPIError:
-        return []
+def action_types(connection: sa.Connection) -> dict[int, tuple[str, str]] | None:
+    """Code and name of each action type by its id; None if there is no such table.
+
+    Raises a DBAPIError if it cannot be read just now: that a name is not known is something else.
+    """
+    with connection.begin():
+        if connection.scalar(sa.select(sa.func.to_regclass(_types.fullname))) is None:
+            return None
+        rows = connection.execute(
+            sa.select(_types.c.id, _types.c.code, _types.c.name).where(_types.c.code.is_not(None))
+        )
+        return {row.id: (row.code, row.name if row.name is not None else row.code) for row in rows}

@@ -57,8 +57,9 @@ def build_defs(settings: Settings) -> dg.Definitions:
         selection=dg.AssetSelection.assets(summary).without_checks(),
         tags=tags | SOON,
         description="Adds up the stats of all tenants, for a range of days. Its sensor starts it, after the stats have "
-        "changed.\n\n*When it is red*, the error names the tenants that are missing in the sums. Mend what it says; "
-        "the sensor starts it again the next day, or start it by hand.",
+        "changed.\n\n*When it is red*, the error names the tenants that could not be read. Fix what it says; "
+        "the sensor "
+        "starts it again within hours, or start it by hand.",
     )
     report = build_marketplace_report(partitions, summary.key, settings.report_dir, settings.key_prefix)
     report_job = dg.define_asset_job(

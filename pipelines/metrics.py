@@ -39,7 +39,7 @@ _LOCK_TIMEOUT_MS, _STATEMENT_TIMEOUT_MS = 2_000, 20_000
 _WORKERS = 2
 
 _ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-_ROWS_WRITTEN = ("rows_inserted", "rows_updated", "rows_deleted")
+_ROWS_WRITTEN = ("run_rows_inserted", "run_rows_updated", "run_rows_deleted")
 
 # Not `job`: Prometheus itself names the scraped service so, and would rename ours.
 GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -177,16 +177,13 @@ def _add_runs(
 
 def _rows_written(instance: dg.DagsterInstance, run_id: str) -> int | None:
     """What the run says that it wrote, over all its days; None if it says nothing of it."""
-    by_day: list[int] = []
-    by_run: dict[str, int] = {}
-    for event in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
-        for name, value in event.asset_materialization.metadata.items() if event.asset_materialization else ():
-            if isinstance(value, dg.IntMetadataValue) and value.value is not None:
-                if name in _ROWS_WRITTEN:
-                    by_day.append(value.value)
-                elif name.removeprefix("run_") in _ROWS_WRITTEN:
-                    by_run[name] = value.value  # The same with each of its days.
-    return sum(by_day) + sum(by_run.values()) if by_day or by_run else None
+    written = [
+        value.value
+        for event in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+        for name, value in (event.asset_materialization.metadata.items() if event.asset_materialization else ())
+        if name in _ROWS_WRITTEN and isinstance(value, dg.IntMetadataValue) and value.value is not None
+    ]
+    return sum(written) if written else None
 
 
 def _add_checks(metrics: Metrics, repository: dg.RepositoryDefinition, instance: dg.DagsterInstance) -> None:

@@ -1,15 +1,20 @@
 """What starts the summary, the report, and the check of the summary: what they are made from has changed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 import dagster as dg
 
 from pipelines.schedules import RANGE_END, RANGE_START
 
-SUMMARY_DESCRIPTION = """
-Requests the summary of every day whose stats were materialized later than the summary itself, as one run for each
-unbroken chain of days: after each nightly and weekly run and each backfill, also if single tenants have failed in it.
+RETRY_HOURS = 4
+"""How long to wait before the same days are requested again: a run of the summary that fails is told to somebody."""
+
+SUMMARY_DESCRIPTION = f"""
+Requests the summary of every day whose stats were run, for all tenants or for some, since it was last requested, as one
+run for each unbroken chain of days: after each nightly and weekly run and each backfill, also if single tenants have
+failed in it. And of every day of which a run of the summary has found that its ledgers have changed since, or that it
+could not be read wholly; the same days at most every {RETRY_HOURS} hours.
 
 When it is off, materialize the summary by hand.
 """
@@ -31,7 +36,9 @@ When it is off, nobody looks: start `unusual_numbers_job` by hand.
 def build_summary_sensor(
     partitions: dg.DailyPartitionsDefinition, stats: dg.AssetKey, summary: dg.AssetKey, job_name: str
 ) -> dg.SensorDefinition:
-    """Compares what was materialized when, so that nothing is forgotten while the daemon is down."""
+    """A run that is requested reads after all that its tick has seen. So every new event of the stats is a reason for
+    one, whatever of the summary was materialized meanwhile: that may have been read before.
+    """
 
     @dg.sensor(
         name="marketplace_daily_summary_sensor",
@@ -40,19 +47,31 @@ def build_summary_sensor(
         description=SUMMARY_DESCRIPTION,
     )
     def marketplace_daily_summary_sensor(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest]:
-        kind = dg.DagsterEventType.ASSET_MATERIALIZATION
-        done = context.instance.get_latest_storage_id_by_partition(summary, kind)
-        new = context.instance.get_latest_storage_id_by_partition(stats, kind)
+        def latest(key: dg.AssetKey, kind: dg.DagsterEventType) -> Mapping[str, int]:
+            return context.instance.get_latest_storage_id_by_partition(key, kind)
+
+        run, observed = dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_OBSERVATION
+        done, incomplete = latest(summary, run), latest(summary, observed)
+        # A run of some tenants only observes its days.
+        of_all, of_some = latest(stats, run), latest(stats, observed)
+        new = {day: max(of_all.get(day, 0), of_some.get(day, 0)) for day in of_all.keys() | of_some.keys()}
+        newest = max(new.values(), default=0)
+        seen = int(context.cursor or newest)
+        now = datetime.now(UTC)
+        slot = f"{now:%F}, {now.hour // RETRY_HOURS * RETRY_HOURS} h"
         chain: list[str] = []
         for day in [*partitions.get_partition_keys(), None]:
-            if day is not None and new.get(day, 0) > done.get(day, 0):
+            is_due = day is not None and (
+                max(new.get(day, 0), incomplete.get(day, 0)) > done.get(day, 0) or new.get(day, 0) > seen
+            )
+            if day is not None and is_due:
                 chain.append(day)
             elif chain:
-                # The same stats are asked for once a day, however often the sensor looks before the summary is there:
-                # a run that has failed is not forgotten, and not begun again all the time.
-                run_key = f"{chain[0]} to {chain[-1]}, {max(new[key] for key in chain)}, on {datetime.now(UTC):%F}"
+                # However often the sensor looks before the summary is there, and whether its run fails or not.
+                run_key = f"{chain[0]} to {chain[-1]}, {max(new.get(key, 0) for key in chain)}, {slot}"
                 yield dg.RunRequest(run_key, tags={RANGE_START: chain[0], RANGE_END: chain[-1]})
                 chain = []
+        context.update_cursor(str(newest))
 
     return marketplace_daily_summary_sensor
 

@@ -62,7 +62,8 @@ class Tenant:
 
     `skipped`: there is nothing to compute from. `failed`: there is, but the target is not usable; says the remedy.
     `has_tasks`: there is a table of tasks; without it their numbers are unknown. `unreadable`: why what is stored
-    cannot be read, whatever has become of the source; says the remedy, too.
+    cannot be read, whatever has become of the source; says the remedy, too. `has_stored`: there is a table that
+    something may be stored in.
     """
 
     schema: str
@@ -70,6 +71,7 @@ class Tenant:
     failed: str | None = None
     has_tasks: bool = True
     unreadable: str | None = None
+    has_stored: bool = True
 
 
 # What runs code that is neither PostgreSQL's nor an extension's whenever it is written, or, if it is a view, read.
@@ -188,13 +190,18 @@ def _judge(schema: str, relations: dict[str, sa.Row[Any]]) -> Tenant:
     faults = {
         name: f"{name} {fault}: {remedy}"
         for name, target in _TARGETS.items()
-        if (fault := _fault(target, relations.get(name)))
+        if (fault := _unreadable(target, relations.get(name)) or _unfit(target, relations[name]))
     }
-    hidden = {name: fault for name in _READ if name not in faults and (fault := _hides_rows(schema, relations[name]))}
-    unreadable = next(({**faults, **hidden}[name] for name in _READ if name in faults or name in hidden), None)
+    hidden = {name: fault for name in _READ if name in relations and (fault := _hides_rows(schema, relations[name]))}
+    unread = (
+        f"{name} {fault}: {remedy}" if (fault := _unreadable(_TARGETS[name], relations.get(name))) else hidden.get(name)
+        for name in _READ
+    )
+    unreadable = next(filter(None, unread), None)
+    has_stored = any(name in relations for name in _READ)
     if _JOBS not in relations:
         reason = f"still has {_OLD_JOBS}, its name before the rename" if _OLD_JOBS in relations else "is missing"
-        return Tenant(schema, skipped=f"{_JOBS} {reason}", unreadable=unreadable)
+        return Tenant(schema, skipped=f"{_JOBS} {reason}", unreadable=unreadable, has_stored=has_stored)
     sources = [relations[name] for name in (_JOBS, _TASKS) if name in relations]
     reasons = itertools.chain(
         faults.values(),
@@ -202,15 +209,19 @@ def _judge(schema: str, relations: dict[str, sa.Row[Any]]) -> Tenant:
         (_unfit_source(schema, source) for source in sources),
     )
     failed = next(filter(None, reasons), None)
-    return Tenant(schema, failed=failed, has_tasks=_TASKS in relations, unreadable=unreadable)
+    return Tenant(schema, failed=failed, has_tasks=_TASKS in relations, unreadable=unreadable, has_stored=has_stored)
 
 
-def _fault(target: sa.Table, found: sa.Row[Any] | None) -> str | None:
-    """What is wrong with the shape of a table of ours, if anything is."""
+def _unreadable(target: sa.Table, found: sa.Row[Any] | None) -> str | None:
+    """Why the shape of a table of ours cannot be read, if it cannot."""
     if found is None:
         return "is missing"
-    if missing := sorted({column.name for column in target.columns} - set(found.columns)):
-        return f"lacks the columns {', '.join(missing)}"
+    missing = sorted({column.name for column in target.columns} - set(found.columns))
+    return f"lacks the columns {', '.join(missing)}" if missing else None
+
+
+def _unfit(target: sa.Table, found: sa.Row[Any]) -> str | None:
+    """Why it cannot be written, if it cannot."""
     if zoneless := sorted(
         {column.name for column in target.columns if _has_zone(column)}.intersection(found.zoneless or ())
     ):

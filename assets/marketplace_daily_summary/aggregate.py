@@ -16,13 +16,9 @@ from assets.marketplace_daily_summary.table import COLUMNS, KEY, summary
 from assets.marketplace_job_stats import DEFINITION
 from assets.sketch import MEASURES
 from models.stats import MarketplaceJobFact, MarketplaceJobStats, MarketplaceJobStatsDay
+from models.summary import MOST_NAMED
 from pipelines.action_types import UNKNOWN
 from pipelines.tenants import quoted
-
-MOST_FAILING = 5
-"""How many tenants are named in a row."""
-MOST_REASONS = 5
-"""How many failure reasons are named in a row."""
 
 SUMS = tuple(column.name for column in summary.columns if isinstance(column.type, sa.BigInteger))
 """The columns that add up: the summary has each of them as a bigint."""
@@ -34,9 +30,9 @@ _READ = (*(name for measure in MEASURES for name in measure.sketch), *SUMS)
 
 
 def batch_query(schemas: Sequence[str]) -> sa.Select[Any]:
-    """What these tenants did, one row per key, with `action_name`, every column of SUMS, the sketches, top_failing, and
-    how many of the active tenants have numbers of an older definition: in the row (`tenants_older_definition`), and on
-    the whole day (`tenants_older_on_date`, null if none has).
+    """What these tenants did, one row per key, with `action_name`, every column of SUMS, the sketches, top_failing, the
+    `action_ids` that it comes from, and how many of the active tenants have numbers of an older definition: in the row
+    (`tenants_older_definition`), and on the whole day (`tenants_older_on_date`, null if none has).
 
     Parameters: `first_date`, `last_date`; and as arrays `action_type_ids`, `action_codes`, `action_names`.
     """
@@ -68,6 +64,7 @@ def batch_query(schemas: Sequence[str]) -> sa.Select[Any]:
         sa.select(
             *key,
             sa.func.min(rows.c.action_name).label("action_name"),
+            sa.func.array_agg(rows.c.action_type_id.distinct()).label("action_ids"),
             tenants.filter(rows.c.is_active).label("tenants_active"),
             tenants.filter(rows.c.is_older).label("tenants_older_definition"),
             *(sa.cast(sa.func.coalesce(sa.func.sum(rows.c[name]), 0), sa.BigInteger).label(name) for name in SUMS),
@@ -95,7 +92,7 @@ def batch_query(schemas: Sequence[str]) -> sa.Select[Any]:
     entry = sa.func.jsonb_build_object("tenant", ranked.c.tenant, "failures", ranked.c.failures)
     failing = (
         sa.select(*(ranked.c[name] for name in KEY), sa.func.jsonb_agg(entry).label("top_failing"))
-        .where(ranked.c.rank <= MOST_FAILING)
+        .where(ranked.c.rank <= MOST_NAMED)
         .group_by(*(ranked.c[name] for name in KEY))
         .subquery("failing")
     )
@@ -139,13 +136,20 @@ def reasons_query(schemas: Sequence[str]) -> sa.Select[Any]:
 
 def _of_each(schemas: Sequence[str], table: sa.Table, names: Sequence[str], name: str, condition: str = "") -> Any:
     """These columns of all these tenants' tables, and `tenant`, from `first_date` to `last_date`."""
-    selects = (
-        f"SELECT {sql.Literal(schema).as_string()} AS tenant, {', '.join(names)} FROM {quoted(schema)}.{table.name} "
-        f"WHERE date BETWEEN :first_date AND :last_date {condition}"
+    columns = [sa.column("tenant", sa.Text), *(sa.column(column, table.c[column].type) for column in names)]
+    return sa.text(of_each(schemas, table, names, condition, in_window=True)).columns(*columns).subquery(name)
+
+
+def of_each(
+    schemas: Sequence[str], table: sa.Table, names: Sequence[str], condition: str = "", in_window: bool = False
+) -> str:
+    """The same as SQL; of all dates, unless it is `in_window`."""
+    where = f" WHERE date BETWEEN :first_date AND :last_date {condition}" if in_window else ""
+    return " UNION ALL ".join(
+        f"SELECT {sql.Literal(schema).as_string()} AS tenant, {', '.join(names)} "
+        f"FROM {quoted(schema)}.{table.name}{where}"
         for schema in schemas
     )
-    columns = [sa.column("tenant", sa.Text), *(sa.column(column, table.c[column].type) for column in names)]
-    return sa.text(" UNION ALL ".join(selects)).columns(*columns).subquery(name)
 
 
 def _action_types() -> Any:
@@ -175,7 +179,7 @@ def top_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], list
     found: defaultdict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for reason in sorted(jobs, key=lambda reason: (-jobs[reason], reason[-1])):
         named = found[reason[:-1]]
-        if len(named) < MOST_REASONS:
+        if len(named) < MOST_NAMED:
             named.append({"reason": reason[-1], "jobs": jobs[reason], "tenants": tenants[reason]})
     return dict(found)
 
@@ -204,5 +208,5 @@ def _add(rows: pd.DataFrame) -> dict[str, Any]:
         **sums,
         "success_rate": sums["success_count"] / sums["total_jobs"] if sums["total_jobs"] else None,
         **{name: value for measure in MEASURES for name, value in measure.add_up(rows).items()},
-        "top_failing": sorted(failing, key=lambda entry: (-entry["failures"], entry["tenant"]))[:MOST_FAILING],
+        "top_failing": sorted(failing, key=lambda entry: (-entry["failures"], entry["tenant"]))[:MOST_NAMED],
     }

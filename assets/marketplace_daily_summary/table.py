@@ -1,18 +1,17 @@
-"""The table of the summary as Dagster's storage of its frames: only what differs is written."""
+"""The tables of the summary: its rows and its days are read and written here, and only what differs is written."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from datetime import date
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dagster as dg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from assets.reporting import explain
-from models.summary import MarketplaceDailySummary
+from models.summary import MarketplaceDailySummary, MarketplaceDailySummaryDay
 from pipelines.database import require_table
-from pipelines.failure import RunFailure
 from pipelines.partitions import Window
 from pipelines.resources import TenantDatabase
-from pipelines.settings import UsageError
 from pipelines.tenants import require_writable
 
 if TYPE_CHECKING:
@@ -22,62 +21,85 @@ KEY = ("date", "marketplace", "action_code")
 COLUMNS = tuple(column.name for column in MarketplaceDailySummary.__table__.columns if column.name != "computed_at")
 """The columns of a summary frame: those of the table, without the time of writing."""
 
-summary = MarketplaceDailySummary.__table__
+summary, summary_days = MarketplaceDailySummary.__table__, MarketplaceDailySummaryDay.__table__
+_ended = summary.c.total_jobs + summary.c.cancelled_count + summary.c.expired_count
 
 
 class SummaryTable(dg.IOManager):
-    """A summary frame of some days goes into `marketplace_stats.marketplace_daily_summary`, and comes from there."""
+    """Loads the summary of some days as a frame. The asset itself writes its tables, both in one transaction."""
 
     def __init__(self, tenant_database: TenantDatabase) -> None:
         self.tenant_database = tenant_database
 
-    def handle_output(self, context: dg.OutputContext, obj: "pd.DataFrame") -> None:
-        window = _window(context)
-        try:
-            with self.tenant_database.connect() as (_, connection):
-                changes = write(connection, obj, window)
-        except UsageError as error:
-            raise RunFailure(error.message) from None
-        except sa.exc.DBAPIError as error:
-            raise RunFailure(f"The summary could not be written: {explain(error)}.") from None
-        context.add_output_metadata({f"run_{name}": number for name, number in changes.items()})
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        """Nothing: the asset has no value."""
 
     def load_input(self, context: dg.InputContext) -> "pd.DataFrame":
+        partitions = context.asset_partitions_def
+        assert isinstance(partitions, dg.DailyPartitionsDefinition)  # noqa: S101 The summary has no others.
         with self.tenant_database.connect() as (_, connection):
-            return read(connection, _window(context))
+            return read(connection, Window.of(partitions, context.asset_partition_keys))
 
 
-def _window(context: dg.OutputContext | dg.InputContext) -> Window:
-    partitions = context.asset_partitions_def
-    assert isinstance(partitions, dg.DailyPartitionsDefinition)  # noqa: S101 The summary has no others.
-    return Window.of(partitions, context.asset_partition_keys)
+class Written(NamedTuple):
+    """How many rows of the summary a run changed, and the days that it left as they were."""
+
+    changes: dict[str, int]
+    kept: set[date]
 
 
-def write(connection: sa.Connection, frame: "pd.DataFrame", window: Window) -> dict[str, int]:
-    """Makes the table hold this frame for these days, in one durable transaction; how many rows it changed.
+def write(
+    connection: sa.Connection,
+    records: Sequence[Mapping[Any, Any]],
+    days: Mapping[date, Mapping[str, Any]],
+    unread: Collection[str] = (),
+    keep_reasons: bool = False,
+) -> Written:
+    """Makes the tables hold these rows and days, in one durable transaction.
 
-    The lock comes first, so that two runs follow each other, and readers are not disturbed.
+    A day in which one of the tenants `unread` may have a part is left as it is: it would become less than it was. With
+    `keep_reasons` the rows that are there keep their `top_reasons`. The lock comes first, so that two runs follow each
+    other, and readers are not disturbed.
     """
-    records: list[dict[Any, Any]] = frame.to_dict("records")
-    wanted = {tuple(row[name] for name in KEY): row for row in records}
     with connection.begin():
         require_writable(connection, summary)
+        require_writable(connection, summary_days)
         connection.execute(sa.text("SET LOCAL synchronous_commit = on"))
         connection.execute(sa.text(f"LOCK TABLE {summary.fullname} IN SHARE ROW EXCLUSIVE MODE"))
-        stored = {tuple(row[name] for name in KEY): row for row in _rows(connection, window)}
+        recorded = _recorded(connection, min(days), max(days))
+        kept = {
+            day for day, known in recorded.items() if day in days and not set(unread).issubset(known["missing_tenants"])
+        }
+        stored = {
+            tuple(row[name] for name in KEY): row
+            for row in _rows(connection, min(days), max(days))
+            if row["date"] not in kept
+        }
+        wanted = {tuple(row[name] for name in KEY): dict(row) for row in records if row["date"] not in kept}
+        if keep_reasons:
+            for key in wanted.keys() & stored.keys():
+                wanted[key]["top_reasons"] = stored[key]["top_reasons"]
         gone = stored.keys() - wanted.keys()
         changed = [row for key, row in wanted.items() if row != stored.get(key)]
+        changed_days = [
+            {"date": day, **record}
+            for day, record in days.items()
+            if day not in kept and {name: recorded.get(day, {}).get(name) for name in record} != record
+        ]
         if gone:
             connection.execute(sa.delete(summary).where(sa.tuple_(*(summary.c[name] for name in KEY)).in_(list(gone))))
-        if changed:
-            new = insert(summary).values(computed_at=sa.func.now())
-            others = {name: new.excluded[name] for name in (*COLUMNS, "computed_at") if name not in KEY}
-            connection.execute(new.on_conflict_do_update(index_elements=list(KEY), set_=others), changed)
-    return {
-        "rows_inserted": sum(key not in stored for key in wanted),
-        "rows_updated": len(changed) - sum(key not in stored for key in wanted),
-        "rows_deleted": len(gone),
-    }
+        _upsert(connection, summary, KEY, changed)
+        _upsert(connection, summary_days, ("date",), changed_days)
+    inserted = sum(key not in stored for key in wanted)
+    changes = {"rows_inserted": inserted, "rows_updated": len(changed) - inserted, "rows_deleted": len(gone)}
+    return Written(changes, kept)
+
+
+def _upsert(connection: sa.Connection, table: sa.Table, key: Sequence[str], rows: Sequence[dict[Any, Any]]) -> None:
+    if rows:
+        new = insert(table).values(computed_at=sa.func.now())
+        others = {column.name: new.excluded[column.name] for column in table.columns if column.name not in key}
+        connection.execute(new.on_conflict_do_update(index_elements=list(key), set_=others), rows)
 
 
 def read(connection: sa.Connection, window: Window) -> "pd.DataFrame":
@@ -86,13 +108,42 @@ def read(connection: sa.Connection, window: Window) -> "pd.DataFrame":
 
     with connection.begin():
         require_table(connection, summary)
-        return pd.DataFrame(_rows(connection, window), columns=list(COLUMNS), dtype=object)
+        return pd.DataFrame(_rows(connection, window.dates[0], window.dates[-1]), columns=list(COLUMNS), dtype=object)
 
 
-def _rows(connection: sa.Connection, window: Window) -> list[dict[str, Any]]:
+def read_days(connection: sa.Connection, window: Window | None = None) -> dict[date, dict[str, Any]]:
+    """The days of this window, or all there are, that have rows or were summarized: the columns of the days' table,
+    null where the day was not, and `stored_job_count`, the jobs in the day's rows."""
+    first, last = (window.dates[0], window.dates[-1]) if window else (date.min, date.max)
+    with connection.begin():
+        require_table(connection, summary_days)
+        return _recorded(connection, first, last)
+
+
+def _recorded(connection: sa.Connection, first: date, last: date) -> dict[date, dict[str, Any]]:
+    rows = (
+        sa.select(summary.c.date, sa.cast(sa.func.sum(_ended), sa.BigInteger).label("stored_job_count"))
+        .group_by(summary.c.date)
+        .subquery("rows")
+    )
+    day = sa.func.coalesce(summary_days.c.date, rows.c.date)
+    query = (
+        sa.select(
+            day.label("day"),
+            *(column for column in summary_days.columns if column.name != "date"),
+            sa.func.coalesce(rows.c.stored_job_count, 0).label("stored_job_count"),
+        )
+        .select_from(summary_days.join(rows, rows.c.date == summary_days.c.date, full=True))
+        .where(day.between(first, last))
+    )
+    found = (dict(row) for row in connection.execute(query).mappings())
+    return {row.pop("day"): row | {"missing_tenants": row["missing_tenants"] or []} for row in found}
+
+
+def _rows(connection: sa.Connection, first: date, last: date) -> list[dict[str, Any]]:
     query = (
         sa.select(*(summary.c[name] for name in COLUMNS))
-        .where(summary.c.date.between(window.dates[0], window.dates[-1]))
+        .where(summary.c.date.between(first, last))
         .order_by(*(summary.c[name] for name in KEY))
     )
     return [dict(row) for row in connection.execute(query).mappings()]

@@ -15,7 +15,7 @@ from assets import lineage
 from assets.lineage import column_lineage
 from assets.marketplace_job_stats.checks import check_results, check_specs
 from assets.marketplace_job_stats.report import RunReport
-from assets.marketplace_job_stats.transaction import ComputeSpec, TenantResult, write_tenant
+from assets.marketplace_job_stats.transaction import ComputeSpec, Day, TenantResult, stored_days, write_tenant
 from assets.reporting import explain, first_reasons
 from assets.sources import column_schema
 from assets.tenant_tables import table_key
@@ -51,9 +51,11 @@ written. So it can be materialized again at any time, in any order, for any rang
 **A counted job stays counted**, whatever the application deletes: it is remembered in `marketplace_job_facts`, as it
 was last seen. To have the numbers of what the source still holds, run the days with `allow_shrink: true` and `tenants`.
 
-- **Materialized** means that the day was run for every tenant. Which tenants were skipped or failed stands in the
-  metadata; what was computed for which tenant and day, in its table `marketplace_job_stats_days`; and how a row has
-  changed since, in `marketplace_job_stats_changes`.
+- **Materialized** means that the day was run for every tenant. Its metadata show what is stored for all tenants, also
+  for those that the run has not computed, and under `run_` what the run itself did; if what is stored for a tenant
+  could not be read, only that. A dropped tenant is no longer in the numbers of the runs after it. What was computed for
+  which tenant and day stands in its table `marketplace_job_stats_days`; and how a row has changed since, in
+  `marketplace_job_stats_changes`.
 - **Held back**: a day whose numbers no facts stand behind, such as the old counter's, and one would fall. The stored
   rows are kept, until the days are run with `allow_shrink: true`.
 
@@ -127,7 +129,10 @@ def build_marketplace_job_stats(
             raise RunFailure(error.message) from None
         context.log.info(report.summary())
 
-        days = {k: report.day_metadata(day) for k, day in zip(context.partition_keys, spec.window.dates, strict=True)}
+        days = {
+            k: report.day_metadata(day, of_all=not config.tenants)
+            for k, day in zip(context.partition_keys, spec.window.dates, strict=True)
+        }
         # What belongs to the whole run is stored once, with its last day: that is the one that Dagit shows first.
         days[context.partition_keys[-1]] |= report.run_metadata()
         if config.tenants:
@@ -207,7 +212,7 @@ def _compute_in_passes(
     patience_s = PATIENCE_S if SCHEDULE_TAG in context.run.tags else 0
     for _ in range(PASSES):
         with database.connect(patience_s) as (engine, witness):
-            report = RunReport(spec, server_and_database(witness), action_types(witness))
+            report = RunReport(spec, server_and_database(witness), _action_types(context, witness))
             try:
                 _compute_once(context, config, database, report, engine, witness)
             except sa.exc.DBAPIError as error:
@@ -225,6 +230,17 @@ def _compute_in_passes(
         f"The server was lost in each of {PASSES} tries, so nothing is sure to be on disk: look after "
         f"{report.database}, then run it again."
     )
+
+
+def _action_types(context: dg.AssetExecutionContext, witness: sa.Connection) -> dict[int, tuple[str, str]] | None:
+    """The names of the actions, which are shown beside the numbers and change none; None if they cannot be read."""
+    try:
+        return action_types(witness) or {}
+    except sa.exc.DBAPIError as error:
+        if witness.invalidated:
+            raise UsageError(f"The server was lost: {explain(error)}. Run it again.") from None
+        context.log.warning(f"Actions are shown by their ids, as their names could not be read: {explain(error)}")
+        return None
 
 
 def _compute_once(
@@ -252,7 +268,14 @@ def _compute_once(
                 raise
             if found and not found[0].skipped and not found[0].failed:
                 return write_tenant(connection, tenant.schema, report.spec, found[0].has_tasks)
-            return found[0] if found else Tenant(tenant.schema, skipped="gone: dropped while the run went on")
+            return (
+                found[0]
+                if found
+                else Tenant(tenant.schema, skipped="gone: dropped while the run went on", has_stored=False)
+            )
+
+    def stored(connection: sa.Connection, tenant: Tenant) -> dict[date, Day]:
+        return stored_days(connection, tenant.schema, report.spec)
 
     with witness.begin():
         tenants = choose_tenants(witness, config.tenants)
@@ -275,6 +298,12 @@ def _compute_once(
     except NoConnection:
         require_answer(witness)
         raise
+    if not config.tenants:
+        # What is shown of a day is what is stored for all, whether the run has computed them or not.
+        left = [tenant for tenant in report.left if tenant.has_stored]
+        with closing(database.for_each(engine, left, stored)) as read:
+            for tenant, outcome_of in read:
+                report.add_stored(tenant, outcome_of)
     if not report.done and not report.failed:
         raise UsageError(f"Nothing to compute in {report.database}. {first_reasons(report.skipped)}.")
     if report.done:

@@ -4,12 +4,10 @@ Nothing is decided or computed here; every number comes from the tenants' own tr
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from operator import add
 from typing import Any
-
-import sqlalchemy as sa
 
 from assets.marketplace_job_stats.stats import COUNTS
 from assets.marketplace_job_stats.transaction import REASONS, ComputeSpec, Day, ProofError, TenantResult
@@ -17,20 +15,25 @@ from assets.reporting import MOST_ROWS, counted, explain, first_reasons, table
 from pipelines.action_types import UNKNOWN
 from pipelines.tenants import Tenant
 
-_ADDED_UP = (*COUNTS, *REASONS, "row_count", "inserted", "updated", "deleted", "tenants_done", "tenants_held_back")
-"""What is added up for each day over the tenants."""
+_OF_RUN = ("inserted", "updated", "deleted", "rows_done", "tenants_done")
+_ADDED_UP = (*COUNTS, *REASONS, "row_count", "tenants_computed", "tenants_held_back", *_OF_RUN)
+"""What is added up for each day over the tenants: what is stored, and what the run did."""
 
 
 class RunReport:
     """Adds up what the tenants' transactions returned; of a tenant that was done, only what has to be named is kept."""
 
-    def __init__(self, spec: ComputeSpec, database: str, action_types: Iterable[sa.Row[Any, Any, Any]]) -> None:
+    def __init__(self, spec: ComputeSpec, database: str, action_types: Mapping[int, tuple[str, str]] | None) -> None:
+        """`action_types`: as of `pipelines.action_types`; None if their names could not be read."""
         self.spec = spec
         self.database = database
         self.done = 0
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
-        self._action_codes = {row.id: row.code for row in action_types}
+        # Those that were not computed, but may have something stored; and those of them that could not be read.
+        self.left: list[Tenant] = []
+        self.unread: dict[str, str] = {}
+        self._action_types = action_types
         self._dates = set(spec.window.dates)
         self._days: dict[date, list[int]] = defaultdict(lambda: [0] * len(_ADDED_UP))
         self._sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * len(COUNTS))
@@ -56,22 +59,36 @@ class RunReport:
                 self._add_result(tenant, outcome)
             case Tenant(skipped=str() as reason):
                 self.skipped[tenant.schema] = reason
+                self.left.append(outcome)
             case Tenant(failed=reason):
                 self.failed[tenant.schema] = str(reason)
+                self.left.append(outcome)
             case Exception():
                 self.failed[tenant.schema] = explain(outcome)
+                self.left.append(tenant)
                 if isinstance(outcome, ProofError):
                     self.unproved.add(tenant.schema)
 
+    def add_stored(self, tenant: Tenant, outcome: Mapping[date, Day] | Exception) -> None:
+        """Takes what is stored for a tenant that the run has not computed, or the error."""
+        if isinstance(outcome, Exception):
+            self.unread[tenant.schema] = explain(outcome)
+            return
+        for day in outcome.keys() & self._dates:
+            self._add_day(day, outcome[day], (0,) * len(_OF_RUN))
+
+    def _add_day(self, day: date, it: Day, of_run: Sequence[int]) -> None:
+        outcomes = (int(it.entry == "computed"), int(it.entry == "held_back"))
+        self._days[day] = list(map(add, self._days[day], (*it.sums, *it.uncounted, it.row_count, *outcomes, *of_run)))
+
     def _add_result(self, tenant: Tenant, result: TenantResult) -> None:
         for day, it in result.days.items():
-            written = result.written.get(day, (0, 0, 0))
-            is_held_back = it.entry == "held_back"
-            numbers = (*it.sums, *it.uncounted, it.row_count, *written, 1, int(is_held_back))
-            self._days[day] = list(map(add, self._days[day], numbers))
+            self._add_day(day, it, (*result.written.get(day, (0, 0, 0)), it.row_count, 1))
             self.finished_jobs += it.job_count or 0
-            if is_held_back:
+            if it.entry == "held_back":
                 self._hold_back(tenant, day, it)
+        # Days that were not due are stored all the same.
+        self.add_stored(tenant, {day: it for day, it in result.stored.items() if day not in result.days})
         changed = sum(map(sum, result.written.values()))
         self._rows_changed += changed
         self._tenants_changed += changed > 0
@@ -90,7 +107,9 @@ class RunReport:
         self._changes = sorted(self._changes, key=_difference, reverse=True)[:MOST_ROWS]
 
     def _action(self, action_type_id: int) -> str:
-        return str(self._action_codes.get(action_type_id, UNKNOWN))
+        if self._action_types is None:
+            return f"action {action_type_id}"
+        return self._action_types.get(action_type_id, (UNKNOWN, UNKNOWN))[0]
 
     def _hold_back(self, tenant: Tenant, day: date, it: Day) -> None:
         self.held_back_count += 1
@@ -105,26 +124,36 @@ class RunReport:
                 }
             )
 
-    def day_metadata(self, day: date) -> dict[str, Any]:
-        """The numbers of one day over all tenants."""
+    def day_metadata(self, day: date, of_all: bool = True) -> dict[str, Any]:
+        """The numbers of one day: what is stored for all tenants, and under `run_` what the run did.
+
+        If what is stored for a tenant could not be read, nothing is said of all of them: plots would dip. Of a run of
+        some tenants, all is under `run_`.
+        """
         sums = dict(zip(_ADDED_UP, self._days[day], strict=True))
-        return {
-            "dagster/row_count": sums["row_count"],
+        stored = {
             "jobs": sums["total_jobs"],
             "failed_jobs": sums["failure_count"],
             "cancelled_or_expired_jobs": sums["cancelled_count"] + sums["expired_count"],
             "tasks": sums["total_tasks"],
-            "rows_inserted": sums["inserted"],
-            "rows_updated": sums["updated"],
-            "rows_deleted": sums["deleted"],
-            "rows_unchanged": sums["row_count"] - sums["inserted"] - sums["updated"],
             "unknown_marketplace_jobs": sums["unknown_marketplace"],
             "no_start_jobs": sums["no_start"],
             "bad_duration_jobs": sums["bad_duration"],
+            "tenants_computed": sums["tenants_computed"],
             "tenants_held_back": sums["tenants_held_back"],
-            "tenants_done": sums["tenants_done"],
-            "tenants_skipped": len(self.skipped),
-            "tenants_failed": len(self.failed),
+        }
+        if not of_all:
+            shown = {f"run_{name}": number for name, number in stored.items()}
+        else:
+            shown = {} if self.unread else {"dagster/row_count": sums["row_count"], **stored}
+        return shown | {
+            "run_rows_inserted": sums["inserted"],
+            "run_rows_updated": sums["updated"],
+            "run_rows_deleted": sums["deleted"],
+            "run_rows_unchanged": sums["rows_done"] - sums["inserted"] - sums["updated"],
+            "run_tenants_done": sums["tenants_done"],
+            "run_tenants_skipped": len(self.skipped),
+            "run_tenants_failed": len(self.failed),
         }
 
     def run_metadata(self) -> dict[str, Any]:
@@ -143,7 +172,11 @@ class RunReport:
             "run_preview": table(self._preview()),
             "run_action_count": len(self._sums),
         }
-        for name, reasons in (("run_tenants_failed", self.failed), ("run_tenants_skipped", self.skipped)):
+        for name, reasons in (
+            ("run_failed_tenants", self.failed),
+            ("run_skipped_tenants", self.skipped),
+            ("run_unread_tenants", self.unread),
+        ):
             if reasons:
                 rows = [{"tenant": schema, "reason": reason} for schema, reason in reasons.items()]
                 metadata[name] = table(rows)

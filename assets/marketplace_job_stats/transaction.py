@@ -6,7 +6,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -92,12 +92,14 @@ class Day:
 class TenantResult:
     """What a tenant's transaction did, and what its days are now.
 
-    `days`: what is stored of each day of the run. `written`: rows inserted, updated and deleted of each day that was
+    `days`: what is stored of each day of the run. `stored`: the same of all days looked at of which something is
+    stored, also of those that were not due. `written`: rows inserted, updated and deleted of each day that was
     written. `sums`: what is stored, by marketplace and action type. `uncounted`: jobs that are not counted, or not
     wholly, by reason, marketplace and action type. `changes`: of settled rows, how many changed, and the largest.
     """
 
     days: dict[date, Day] = field(default_factory=dict)
+    stored: dict[date, Day] = field(default_factory=dict)
     written: dict[date, tuple[int, int, int]] = field(default_factory=dict)
     sums: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
     uncounted: Counter[tuple[str, str, int]] = field(default_factory=Counter)
@@ -137,6 +139,14 @@ def write_tenant(connection: sa.Connection, schema: str, spec: ComputeSpec, has_
     return result
 
 
+def stored_days(connection: sa.Connection, schema: str, spec: ComputeSpec) -> dict[date, Day]:
+    """What is stored of the days of a run for a tenant that it has not computed. Raises what the database raises."""
+    result = TenantResult()
+    with connection.begin():
+        _Tenant(connection, schema, replace(spec, catch_up=None), True, result).look()
+    return result.stored
+
+
 class _Tenant:
     """The work within the transaction."""
 
@@ -172,6 +182,7 @@ class _Tenant:
                 counts = tuple(number or 0 for number in uncounted)
                 self._known[day] = Day(outcome, definition, job_count, counts, is_as_left, row_count or 0, sums)
         self._result.days |= {day: known for day, known in self._known.items() if day in self._result.days}
+        self._result.stored = self._known
 
     def windows(self) -> list[Window]:
         """The days to compute for this tenant, in the light of its ledger. Raises TimeZoneError."""

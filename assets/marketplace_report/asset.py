@@ -1,14 +1,16 @@
 """The asset: read the summary, make the page, and show its pictures and numbers in Dagit."""
 
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import sqlalchemy as sa
 
-from assets.marketplace_daily_summary.table import read
-from assets.reporting import explain, table
+from assets.marketplace_daily_summary.table import read, read_days
+from assets.reporting import MOST_ROWS, code_span, explain, table
+from pipelines.completeness import Record, is_complete
 from pipelines.database import server_and_database
 from pipelines.failure import RunFailure
 from pipelines.partitions import Window
@@ -23,6 +25,9 @@ action; and this week against the one before, with what stands out.
 
 The pictures and the main numbers are shown here;
 the whole is one HTML page, at the path `page`, which needs no network.
+
+A day on which tenants are missing, or which is not summarized yet, is named (`days_incomplete`), and left out of the
+comparison with its weekday in the other week. The numbers `..._of_7_days` are there if all seven days are complete.
 
 It is made from `marketplace_daily_summary`, after each of its runs.
 
@@ -58,10 +63,10 @@ def build_marketplace_report(
             with tenant_database.connect() as (_, connection):
                 database = server_and_database(connection)
                 context.log.info(f"Reporting {window}, of {database}")
-                frame = read(connection, window)
+                frame, records = read(connection, window), read_days(connection, window)
             last = window.dates[-1]
             made_at = datetime.now(UTC)
-            html = page.render(frame, last, time_zone=window.time_zone, database=database, made_at=made_at)
+            html = page.render(frame, last, records, time_zone=window.time_zone, database=database, made_at=made_at)
             page.write(page_path, html)
         except UsageError as error:
             raise RunFailure(error.message) from None
@@ -69,12 +74,14 @@ def build_marketplace_report(
             raise RunFailure(f"The summary could not be read: {explain(error)}.") from None
         except OSError as error:
             raise RunFailure(f"The page could not be written: {error}. See to STATS_REPORT_DIR.") from None
-        compared = numbers.compare_weeks(frame, last)
-        week = compared[0].now
+        compared = numbers.compare_weeks(frame, numbers.compared_days(last, records))
+        sentences = numbers.remarks(frame, last, records, write=code_span)
+        incomplete = numbers.incomplete_days(last, page.PERIODS[-1], records)
         return dg.MaterializeResult(
             metadata={
                 "page": dg.MetadataValue.path(page_path),
-                "what_stands_out": dg.MetadataValue.md("\n".join(f"- {one}" for one in numbers.remarks(frame, last))),
+                "what_stands_out": dg.MetadataValue.md("\n".join(f"- {one}" for one in sentences)),
+                "days_incomplete": dg.MetadataValue.text("\n".join(incomplete[:MOST_ROWS]) or "none"),
                 **{
                     f"last_{count}_days": dg.MetadataValue.md(
                         f"![The last {count} days]"
@@ -84,17 +91,25 @@ def build_marketplace_report(
                 },
                 "weeks": table(_week_rows(compared)),
                 "last_day": last.isoformat(),
-                "jobs_of_7_days": week["total_jobs"],
-                "failed_jobs_of_7_days": week["failure_count"],
-                **{
-                    f"{name}_of_7_days": week[name]
-                    for name in ("success_rate", "p50_duration_ms", "p95_duration_ms", "p99_duration_ms", "p95_wait_ms")
-                    if week[name] is not None
-                },
+                **_of_7_days(numbers, frame, last, records),
             }
         )
 
     return marketplace_report
+
+
+def _of_7_days(numbers: Any, frame: Any, last: date, records: Mapping[date, Record]) -> dict[str, Any]:
+    """The main numbers of the last seven days, which Dagit plots; none where a day is not complete: they would dip."""
+    week = numbers.last_days(last, numbers.WEEK)
+    if not all(is_complete(records.get(day)) for day in week):
+        return {}
+    totals = numbers.totals(numbers.of_days(frame, week))
+    times = ("success_rate", "p50_duration_ms", "p95_duration_ms", "p99_duration_ms", "p95_wait_ms")
+    return {
+        "jobs_of_7_days": totals["total_jobs"],
+        "failed_jobs_of_7_days": totals["failure_count"],
+        **{f"{name}_of_7_days": totals[name] for name in times if totals[name] is not None},
+    }
 
 
 def _week_rows(compared: Any) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ merging their sketches: a mean of means or of percentiles would be no mean and n
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import pandas as pd
 
 from assets.sketch import DURATION, MEASURES, percentile
 from models import MARKETPLACES
+from pipelines.completeness import Record, is_complete, notes
 
 SUMS = (
     "total_jobs",
@@ -53,6 +54,11 @@ def last_days(last: date, count: int) -> list[date]:
     return [last - timedelta(days=ago) for ago in reversed(range(count))]
 
 
+def incomplete_days(last: date, count: int, records: Mapping[date, Record]) -> list[str]:
+    """A sentence for each chain of the last days that are not complete, the last ones first."""
+    return notes(last_days(last, count), records)[::-1]
+
+
 def of_days(frame: pd.DataFrame, days: Sequence[date]) -> pd.DataFrame:
     """The rows of these days."""
     return frame[frame["date"].isin(list(days))]
@@ -87,7 +93,7 @@ def failures_by_action(frame: pd.DataFrame, days: Sequence[date]) -> pd.DataFram
 
 
 class Weeks(NamedTuple):
-    """The NUMBERS of the last seven closed days and of the seven before, for one marketplace and action."""
+    """The NUMBERS of the compared days of this week and of the week before, for one marketplace and action."""
 
     marketplace: str  # Or "all".
     action: str  # Or "all".
@@ -98,11 +104,30 @@ class Weeks(NamedTuple):
     durations_before: Mapping[int, int]
 
 
-def compare_weeks(frame: pd.DataFrame, last: date) -> list[Weeks]:
-    """This week against the one before: over all, for each marketplace, and for each of its actions."""
+class Compared(NamedTuple):
+    """The days of this week that are compared with those of the week before, and those of both that are not complete.
+
+    A day that is not complete is left out together with its weekday in the other week: a week that lacks a Sunday is
+    compared with one that lacks it, too.
+    """
+
+    now: list[date]
+    before: list[date]
+    incomplete: list[date]
+
+
+def compared_days(last: date, records: Mapping[date, Record]) -> Compared:
+    """`records`: the summary's days, as of `marketplace_daily_summary.table.read_days`."""
     days = last_days(last, 2 * WEEK)
-    frame = of_days(frame, days)
-    is_now = frame["date"].isin(days[WEEK:])
+    incomplete = [day for day in days if not is_complete(records.get(day))]
+    pairs = [pair for pair in zip(days[WEEK:], days[:WEEK], strict=True) if not set(pair).intersection(incomplete)]
+    return Compared([now for now, _ in pairs], [before for _, before in pairs], incomplete)
+
+
+def compare_weeks(frame: pd.DataFrame, compared_days: Compared) -> list[Weeks]:
+    """This week against the one before: over all, for each marketplace, and for each of its actions."""
+    frame = of_days(frame, [*compared_days.now, *compared_days.before])
+    is_now = frame["date"].isin(compared_days.now)
 
     def weeks(marketplace: str, action: str, chosen: pd.Series) -> Weeks:
         now, before = frame[chosen & is_now], frame[chosen & ~is_now]
@@ -130,26 +155,38 @@ class Remark(NamedTuple):
     sentence: str
 
 
-def remarks(frame: pd.DataFrame, last: date) -> list[str]:
-    """What stands out in this week against the one before, each as a sentence with its numbers; bad news first."""
-    before, week = last_days(last, 2 * WEEK)[:WEEK], last_days(last, WEEK)
+def remarks(
+    frame: pd.DataFrame, last: date, records: Mapping[date, Record], write: Callable[[str], str] = str
+) -> list[str]:
+    """What stands out in this week against the one before, each as a sentence with its numbers; bad news first.
+
+    `write`: how the code of an action is written where the sentences go.
+    """
+    days = compared_days(last, records)
+    week = last_days(last, WEEK)
     ended = frame["total_jobs"] + frame["cancelled_count"] + frame["expired_count"]
-    days = set(frame.loc[ended > 0, "date"])
+    with_jobs = set(frame.loc[ended > 0, "date"])
     sentences = []
-    missing = [str(day) for day in week if day not in days]
-    if len(missing) == WEEK:
+    # Of a day that is not complete it is not known.
+    idle = [str(day) for day in week if day not in with_jobs and day not in days.incomplete]
+    if len(idle) == WEEK:
         sentences.append("No job ended in the last seven days.")
-    elif missing:
-        sentences.append(f"No job ended on {' and '.join(filter(None, [', '.join(missing[:-1]), missing[-1]]))}.")
-    if not days.intersection(before):
+    elif idle:
+        sentences.append(f"No job ended on {' and '.join(filter(None, [', '.join(idle[:-1]), idle[-1]]))}.")
+    if not days.now:
+        return [*sentences, "No day of this week can be compared with its weekday in the week before."]
+    if len(days.now) < WEEK:
+        names = ", ".join(f"{day:%a}" for day in days.now)
+        sentences.append(f"Only {names} are compared: the other days are not complete in both weeks.")
+    if not with_jobs.intersection(days.before):
         return [*sentences, "There are no jobs in the week before to compare with."]
     found: list[Remark] = []
-    for weeks in compare_weeks(frame, last)[1:]:
+    for weeks in compare_weeks(frame, days)[1:]:
         # That a whole marketplace has more jobs, or fewer, is not said again of its actions.
         whole = [(remark.marketplace, remark.is_bad) for remark in found if remark.is_volume and remark.action == "all"]
         found += [
             remark
-            for remark in _remarks(weeks)
+            for remark in _remarks(weeks, write)
             if not (remark.is_volume and (remark.marketplace, remark.is_bad) in whole)
         ]
     found.sort(key=lambda remark: (not remark.is_bad, -remark.jobs))
@@ -159,13 +196,13 @@ def remarks(frame: pd.DataFrame, last: date) -> list[str]:
     return sentences or ["Nothing stands out: what has changed is small, or may be chance."]
 
 
-def _remarks(weeks: Weeks) -> Iterator[Remark]:
+def _remarks(weeks: Weeks, write: Callable[[str], str]) -> Iterator[Remark]:
     now, before = weeks.now, weeks.before
     jobs, jobs_before = now["total_jobs"], before["total_jobs"]
     if max(jobs, jobs_before) < LEAST_JOBS:
         return
     of = (weeks.marketplace, weeks.action)
-    who = weeks.marketplace if weeks.action == "all" else f"{weeks.marketplace}, {weeks.action}"
+    who = weeks.marketplace if weeks.action == "all" else f"{weeks.marketplace}, {write(weeks.action)}"
 
     # Jobs come by chance, as in a Poisson process: their number has its own square root as standard error.
     is_large = not 1 / LEAST_RATIO < jobs / max(jobs_before, 0.5) < LEAST_RATIO

@@ -1,6 +1,7 @@
 """The page: one HTML file with the sentences, the pictures and all numbers behind them, which needs no network."""
 
 import os
+from collections.abc import Mapping
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ import pandas as pd
 
 from assets.marketplace_report.numbers import (
     compare_weeks,
+    compared_days,
     daily,
     failures_by_action,
+    incomplete_days,
     last_days,
     remarks,
 )
 from assets.marketplace_report.pictures import data_uri, draw
 from models import MARKETPLACES
+from pipelines.completeness import Record
 
 PERIODS = (30, 90)
 """The periods that are drawn, in days; the last one is as much as the report reads."""
@@ -25,8 +29,16 @@ PERIODS = (30, 90)
 NOTHING = "\N{EN DASH}"
 
 
-def render(frame: pd.DataFrame, last: date, *, time_zone: str, database: str, made_at: datetime) -> str:
-    """The page as HTML: `frame` is the summary of the days up to `last`, PERIODS[-1] of them."""
+def render(
+    frame: pd.DataFrame,
+    last: date,
+    records: Mapping[date, Record],
+    *,
+    time_zone: str,
+    database: str,
+    made_at: datetime,
+) -> str:
+    """The page as HTML: `frame` is the summary of the days up to `last`, PERIODS[-1] of them; `records` its days."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -41,8 +53,9 @@ def render(frame: pd.DataFrame, last: date, *, time_zone: str, database: str, ma
         time_zone=time_zone,
         database=database,
         made_at=f"{made_at:%Y-%m-%d %H:%M %Z}",
-        remarks=remarks(frame, last),
-        weeks=compare_weeks(frame, last),
+        incomplete=incomplete_days(last, PERIODS[-1], records),
+        remarks=remarks(frame, last, records),
+        weeks=compare_weeks(frame, compared_days(last, records)),
         pictures={count: data_uri(draw(frame, last_days(last, count)), "svg") for count in PERIODS},
         marketplaces=MARKETPLACES,
         failures=failures_by_action(frame, days),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
 
 from migrations.shape import CHANGES, FACTS, FACTS_ARE_LOST, NEW, archived
 from migrations.shape import LEDGER as DAYS
@@ -19,6 +20,7 @@ branch_labels = None
 depends_on = None
 
 SUMMARY = "marketplace_daily_summary"
+SUMMARY_DAYS = "marketplace_daily_summary_days"
 # Name and type; one statement adds them all, which takes a tenant a tenth of the time.
 STATS_COLUMNS = {
     "p99_duration_ms": "double precision",
@@ -152,12 +154,27 @@ _NOTHING_IS_LOST = f"""
 
 
 def upgrade_shared() -> None:
-    """What the summary says besides."""
+    """What the summary says besides, and what stands behind each of its days."""
     _add(SUMMARY, SUMMARY_COLUMNS)
+    op.create_table(
+        SUMMARY_DAYS,
+        sa.Column("date", sa.Date, nullable=False),
+        *(
+            sa.Column(f"tenants_{name}", sa.Integer, nullable=False)
+            for name in ("expected", "computed", "held_back", "counter_only", "missing")
+        ),
+        sa.Column("missing_tenants", sa.ARRAY(sa.Text), nullable=False),
+        sa.Column("job_count", sa.BigInteger, nullable=False),
+        sa.Column("ledger_state", sa.BigInteger, nullable=False),
+        sa.Column("action_types", JSONB, nullable=False),
+        sa.Column("computed_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("date", name=f"{SUMMARY_DAYS}_pkey"),
+    )
 
 
 def downgrade_shared() -> None:
-    """Takes it back."""
+    """Takes it back: the summary can be made again at any time."""
+    op.drop_table(SUMMARY_DAYS)
     _drop(SUMMARY, SUMMARY_COLUMNS)
 
 

@@ -188,7 +188,7 @@ def test_a_day_of_the_stats_shows_what_the_source_says(watched: Watched, shop: S
     names = ("jobs", "failed_jobs", "cancelled_or_expired_jobs", "tasks", "dagster/row_count")
     for name, number in zip(names, numbers, strict=True):
         expect(metadata(page, name)).to_have_text(str(number))
-    expect(metadata(page, "tenants_done")).to_have_text(str(len(TENANTS)))
+    expect(metadata(page, "run_tenants_done")).to_have_text(str(len(TENANTS)))
     watched.screenshot("stats-day")
     preview = metadata(page, "run_preview")
     expected = shop.counted(

@@ -121,7 +121,7 @@ def test_a_stopped_backend_costs_its_tenant_alone(connection: psycopg.Connection
             while not found:
                 time.sleep(0.1)
     assert "user_2: the server has not answered for 4 s, so it was given up" in failure(found[0])
-    assert metadata(found[0])[DAY]["tenants_done"] == 2
+    assert metadata(found[0])[DAY]["run_tenants_done"] == 2
 
 
 @needs_pgbouncer

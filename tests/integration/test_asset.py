@@ -33,8 +33,12 @@ def test_every_day_of_a_range_is_materialized_with_its_numbers(connection: psyco
     assert of_the_15th["jobs"] == 6
     assert of_the_15th["failed_jobs"] == 3
     assert of_the_15th["tasks"] == 3
-    assert of_the_15th["rows_inserted"] == 3
-    assert (of_the_15th["tenants_done"], of_the_15th["tenants_skipped"], of_the_15th["tenants_failed"]) == (3, 0, 0)
+    assert of_the_15th["run_rows_inserted"] == 3
+    assert (of_the_15th["run_tenants_done"], of_the_15th["run_tenants_skipped"], of_the_15th["run_tenants_failed"]) == (
+        3,
+        0,
+        0,
+    )
     # What belongs to the whole run stands once, with the last day.
     assert "run_window" not in of_the_15th
     preview = days["2026-01-17"]["run_preview"]
@@ -77,7 +81,7 @@ def test_the_second_run_changes_nothing(connection: psycopg.Connection[Any], url
     before = state()
     days = metadata(materialize("2026-01-14", "2026-01-17"))
     assert state() == before
-    assert [days["2026-01-15"][f"rows_{what}"] for what in ("inserted", "updated", "deleted", "unchanged")] == [
+    assert [days["2026-01-15"][f"run_rows_{what}"] for what in ("inserted", "updated", "deleted", "unchanged")] == [
         0,
         0,
         0,
@@ -98,8 +102,8 @@ def test_late_corrected_and_deleted_rows_come_right(connection: psycopg.Connecti
     result = materialize(DAY, "2026-01-17", tenants=["user_2"])
 
     days = metadata(result, observed=True)
-    assert [days[DAY][f"rows_{what}"] for what in ("inserted", "updated", "deleted")] == [0, 1, 0]
-    assert [days["2026-01-17"][f"rows_{what}"] for what in ("inserted", "updated", "deleted")] == [1, 0, 1]
+    assert [days[DAY][f"run_rows_{what}"] for what in ("inserted", "updated", "deleted")] == [0, 1, 0]
+    assert [days["2026-01-17"][f"run_rows_{what}"] for what in ("inserted", "updated", "deleted")] == [1, 0, 1]
 
 
 def test_one_bad_tenant_stops_no_other(connection: psycopg.Connection[Any], url: str) -> None:
@@ -120,13 +124,13 @@ def test_one_bad_tenant_stops_no_other(connection: psycopg.Connection[Any], url:
     assert not result.success
     assert total_jobs(connection, "user_1") == 2
     day = metadata(result)[DAY]
-    assert (day["tenants_done"], day["tenants_skipped"], day["tenants_failed"]) == (1, 2, 3)
-    skipped = {record["tenant"]: record["reason"] for record in day["run_tenants_skipped"]}
+    assert (day["run_tenants_done"], day["run_tenants_skipped"], day["run_tenants_failed"]) == (1, 2, 3)
+    skipped = {record["tenant"]: record["reason"] for record in day["run_skipped_tenants"]}
     assert skipped == {
         "user_3": "marketplace_jobs is missing",
         "user_4": "marketplace_jobs still has vinted_jobs, its name before the rename",
     }
-    failed = {record["tenant"]: record["reason"] for record in day["run_tenants_failed"]}
+    failed = {record["tenant"]: record["reason"] for record in day["run_failed_tenants"]}
     assert failed["user_2"] == (
         "marketplace_job_stats has no unique key on action_type_id, marketplace, date: "
         "run `alembic -x tenant=user_2 upgrade head`"
@@ -160,7 +164,7 @@ def test_a_tenant_dropped_meanwhile_is_gone_not_failed(
         leaving.execute("DROP SCHEMA user_2 CASCADE")
     run.join()
     assert results[0].success
-    [record] = metadata(results[0])[DAY]["run_tenants_skipped"]
+    [record] = metadata(results[0])[DAY]["run_skipped_tenants"]
     assert record == {"tenant": "user_2", "reason": "gone: dropped while the run went on"}
 
 
@@ -170,7 +174,35 @@ def test_a_locked_tenant_fails_after_the_time_out(database: str, url: str) -> No
         other.execute("LOCK TABLE user_2.marketplace_job_stats IN SHARE MODE")
         result = materialize()
     assert "user_2: canceling statement due to lock timeout (SQLSTATE 55P03)" in failure(result)
-    assert metadata(result)[DAY]["tenants_done"] == 2
+    assert metadata(result)[DAY]["run_tenants_done"] == 2
+
+
+def test_the_days_numbers_are_what_is_stored_whatever_a_run_has_computed(
+    connection: psycopg.Connection[Any], database: str, url: str
+) -> None:
+    """Of tenants that failed, that have lost their source, or that were not due, too; a run of some shows its own."""
+    whole = metadata(materialize())[DAY]
+    names = ("dagster/row_count", "jobs", "failed_jobs", "tasks", "tenants_computed")
+    assert [whole[name] for name in names] == [3, 6, 3, 3, 3]
+    connection.execute("DROP TABLE user_1.marketplace_jobs")
+    with psycopg.connect(database) as other:
+        other.execute("LOCK TABLE user_2.marketplace_job_stats IN SHARE MODE")
+        partly = metadata(materialize())[DAY]
+    assert [partly[name] for name in names] == [whole[name] for name in names]
+    run = [partly[f"run_tenants_{what}"] for what in ("done", "skipped", "failed")]
+    assert (run, partly["run_rows_unchanged"]) == ([1, 1, 1], 1)
+    not_due = metadata(materialize(only_missing=True))[DAY]
+    assert [not_due[name] for name in names] == [whole[name] for name in names]
+    assert not_due["run_tenants_done"] == 0
+    some = metadata(materialize(tenants=["user_10"]), observed=True)[DAY]
+    assert (some["run_jobs"], set(names).intersection(some)) == (2, set())
+
+    # What cannot be read is not shown as less.
+    with psycopg.connect(database) as other:
+        other.execute("LOCK TABLE user_2.marketplace_job_stats")
+        unread = metadata(materialize())[DAY]
+    assert set(names).intersection(unread) == set()
+    assert [row["tenant"] for row in unread["run_unread_tenants"]] == ["user_2"]
 
 
 def test_stored_counts_that_differ_fail_the_tenant(connection: psycopg.Connection[Any], url: str) -> None:
@@ -224,7 +256,7 @@ def test_a_run_of_some_tenants_only_observes(connection: psycopg.Connection[Any]
     result = materialize(tenants=["user_10"])
     assert result.success
     assert metadata(result) == {}
-    assert metadata(result, observed=True)[DAY]["tenants_done"] == 1
+    assert metadata(result, observed=True)[DAY]["run_tenants_done"] == 1
     assert (total_jobs(connection, "user_10"), total_jobs(connection, "user_2")) == (2, 0)
 
 
@@ -297,10 +329,10 @@ def test_every_number_of_a_day_is_reported(connection: psycopg.Connection[Any], 
         "unknown_marketplace_jobs": 2,
         "no_start_jobs": 1,
         "bad_duration_jobs": 0,
-        "rows_inserted": 0,
-        "rows_updated": 1,
-        "rows_deleted": 0,
-        "rows_unchanged": 3,
+        "run_rows_inserted": 0,
+        "run_rows_updated": 1,
+        "run_rows_deleted": 0,
+        "run_rows_unchanged": 3,
         "run_action_count": 2,
     }
     assert {name: day[name] for name in expected} == expected

@@ -244,14 +244,14 @@ def test_no_tenant_is_lost(connection: psycopg.Connection[Any], first: int) -> N
 
     day = metadata(run)[DAY]
     named = {
-        row["tenant"]: row["reason"] for kind in ("failed", "skipped") for row in day.get(f"run_tenants_{kind}", ())
+        row["tenant"]: row["reason"] for kind in ("failed", "skipped") for row in day.get(f"run_{kind}_tenants", ())
     }
     refused = {schema: reason for schema, reason in expected.items() if not reason.startswith(DONE)}
     assert set(named) == set(refused)
     assert [(named[schema], reason) for schema, reason in refused.items() if reason not in named[schema]] == []
     done = {schema: reason for schema, reason in expected.items() if reason.startswith(DONE)}
-    assert day["tenants_done"] == len(done) + 1
-    skipped = len(day.get("run_tenants_skipped", ()))
+    assert day["run_tenants_done"] == len(done) + 1
+    skipped = len(day.get("run_skipped_tenants", ()))
     assert f"{len(done) + 1} tenants done, {skipped} skipped" in failure(run)
     for schema, reason in done.items():
         row = connection.execute(f"SELECT total_jobs, failure_count, total_tasks FROM {schema}.marketplace_job_stats")
@@ -274,7 +274,7 @@ def test_columns_of_other_types_spoil_no_other_tenant(connection: psycopg.Connec
         ALTER TABLE user_14.marketplace_jobs ALTER id TYPE bigint, ALTER action_type_id TYPE bigint""")
     for _ in range(2):  # The first rows, and the difference.
         run = materialize(environment={"STATS_WORKERS": "1"})
-        assert metadata(run)[DAY]["tenants_done"] == 9, failure(run)
+        assert metadata(run)[DAY]["run_tenants_done"] == 9, failure(run)
         assert run.success
 
 
@@ -361,4 +361,4 @@ def test_a_row_that_cannot_be_right_is_nobody_elses_fault(connection: psycopg.Co
     # A row with another id or creation is another job: seven that were counted before are gone, and stay counted.
     assert found == [(-(2**31), 1, 0), (1, 5 if first else 12, 0), (2, 2, 1), (3, 1, 0), (2**31 - 1, 1, 0)]
     again = materialize(schedule="weekly")
-    assert metadata(again)[DAY]["rows_updated"] == 0, failure(again)
+    assert metadata(again)[DAY]["run_rows_updated"] == 0, failure(again)

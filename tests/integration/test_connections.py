@@ -83,7 +83,7 @@ def test_a_pooler_in_session_mode_serves(
         with psycopg.connect(database) as other:
             other.execute("LOCK TABLE user_2.marketplace_job_stats IN SHARE MODE")
             outcome = materialize()
-        assert metadata(outcome)[DAY]["tenants_done"] == 1
+        assert metadata(outcome)[DAY]["run_tenants_done"] == 1
         assert "user_2: canceling statement due to lock timeout (SQLSTATE 55P03)" in failure(outcome)
         assert "user_10: query would be affected by row-level security policy" in failure(outcome)
         assert summarise() == ""
@@ -175,7 +175,7 @@ def test_settings_of_a_role_change_no_number(connection: psycopg.Connection[Any]
         connection.execute(f"ALTER DATABASE {name} SET {setting}")
     again = materialize()
     assert again.success, failure(again)
-    assert metadata(again)[DAY]["rows_updated"] == 0
+    assert metadata(again)[DAY]["run_rows_updated"] == 0
     assert connection.execute(query).fetchall() == before
 
 

@@ -155,6 +155,7 @@ def test_the_runs_role_has_what_it_needs_and_nothing_else(connection: psycopg.Co
     expected |= {
         ("public", "marketplace_action_types"): read,
         ("marketplace_stats", "marketplace_daily_summary"): write,
+        ("marketplace_stats", "marketplace_daily_summary_days"): write,
     }
     found = {(schema, table): rights for schema, table, rights in rows if schema != "template_tenant"}
     assert found == expected

@@ -63,7 +63,7 @@ def test_only_missing_computes_just_those(connection: psycopg.Connection[Any]) -
     assert (total_jobs(connection, "user_2"), total_jobs(connection, "user_10")) == (3, 1)
     assert checks(result) == {}, "what was not looked at is not right"
     days = metadata(result)
-    assert [days[f"2026-01-{day}"]["tenants_done"] for day in (11, 12, 15)] == [0, 1, 1]
+    assert [days[f"2026-01-{day}"]["run_tenants_done"] for day in (11, 12, 15)] == [0, 1, 1]
     assert len(days) == 11
 
 

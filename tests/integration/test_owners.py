@@ -80,7 +80,7 @@ def test_nothing_of_an_owner_is_found_by_a_name(owner: str, connection: psycopg.
     """Neither by the run, nor by the summary, the readers and the index tool, whatever search path they are given."""
     run = materialize()
     assert run.success, failure(run)
-    assert metadata(run)[DAY]["tenants_done"] == 3
+    assert metadata(run)[DAY]["run_tenants_done"] == 3
     assert summarise().success
     assert (
         get_stats(days=9999)["total_jobs"].sum() == get_stats(days=9999, tenant="user_2")["total_jobs"].sum() * 3 == 6

@@ -173,3 +173,58 @@ def test_the_analysts_page_is_true(connection: psycopg.Connection[Any], stats: s
     merged = {q: ms for ms, q in answers[2]}
     assert merged[Decimal("0.5")] == pytest.approx(2000, rel=0.01)
     assert merged[Decimal("0.95")] == pytest.approx(9000, rel=0.01)
+
+
+def test_every_number_says_how_many_tenants_stand_behind_it(connection: psycopg.Connection[Any], stats: str) -> None:
+    """In the frame, of all tenants and of one, and beside the command's output: who is missing on which day."""
+    gap = YESTERDAY - timedelta(days=3)
+    connection.execute("DELETE FROM user_2.marketplace_job_stats_days WHERE date = %s", [gap])
+    connection.execute("UPDATE user_2.marketplace_job_stats_days SET definition = 1 WHERE date = %s", [YESTERDAY])
+    connection.execute("UPDATE user_2.marketplace_job_facts SET failure_reason = 'HTTP 429' WHERE status = 'failed'")
+    assert summarize(str(gap), str(YESTERDAY)).success
+    connection.execute("DELETE FROM marketplace_stats.marketplace_daily_summary_days WHERE date = %s", [YESTERDAY])
+    for tenant, expected, note in ((None, None, "not summarized yet"), ("user_2", 1, None)):
+        frame = get_stats(tenant=tenant)
+        vinted = frame.to_dict("records")[1]
+        assert (vinted["tenants_expected"] if expected else None) == expected
+        assert vinted["tenants_older_definition"] == 1
+        assert vinted["top_reasons"] == [{"reason": "HTTP 429", "jobs": 1, "tenants": 1}]
+        count = "2 of 3 tenants" if tenant is None else "0 of 1 tenants"
+        notes = [f"{gap}: {count} computed; 1 missing: user_2.", *([f"{YESTERDAY}: {note}."] if note else [])]
+        assert frame.attrs["notes"] == notes
+        arguments = ["--tenant", tenant] if tenant else []
+        environment = {"DATABASE_URL": stats}
+        result = run("python", "-W", "ignore", "-m", "pipelines.stats", *arguments, environment=environment)
+        assert result.stderr.splitlines() == notes
+
+
+def test_what_is_locked_is_an_error_and_not_waited_for(
+    connection: psycopg.Connection[Any], database: str, stats: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock on the names of actions makes none of them unknown."""
+    monkeypatch.setenv("STATS_LOCK_TIMEOUT_MS", "100")
+    with psycopg.connect(database) as other:
+        other.execute("LOCK TABLE public.marketplace_action_types")
+        with pytest.raises(UsageError, match="The stats could not be read: canceling statement due to lock timeout"):
+            get_stats(tenant="user_2")
+
+
+def test_codes_are_written_as_they_are(connection: psycopg.Connection[Any], stats: str) -> None:
+    """Markup, formulas and what a terminal obeys are text wherever they are shown."""
+    codes = {1: f"[/red]x\x1b[2J{'y' * 30}", 5: "=1+1"}
+    for id_, code in codes.items():
+        connection.execute("UPDATE public.marketplace_action_types SET code = %s WHERE id = %s", [code, id_])
+    first = str(YESTERDAY - timedelta(days=7))
+    assert summarize(first, str(YESTERDAY)).success
+
+    def command(kind: str) -> str:
+        arguments = ("-m", "pipelines.stats", "--days", "8", "--format", kind)
+        return run("python", "-W", "ignore", *arguments, environment={"DATABASE_URL": stats}).stdout
+
+    table = command("table")
+    assert f"[/red]x\N{REPLACEMENT CHARACTER}[2J{'y' * 30}" in table
+    assert str(YESTERDAY) in table, "what is long makes nothing else shorter"
+    assert "\x1b[2J" not in table
+    cells = [row["action_code"] for row in csv.DictReader(io.StringIO(command("csv")))]
+    assert cells == ["'=1+1", "unknown", codes[1]]
+    assert [row["action_code"] for row in json.loads(command("json"))] == ["=1+1", "unknown", codes[1]]

@@ -218,9 +218,16 @@ def test_every_number_equals_the_reference(
 
 
 def test_an_empty_database_has_a_page_too(tmp_path: Path) -> None:
-    """Without a single job there is a page that says so."""
+    """Without a single job there is a page that says so, and one that says that nothing is summarized yet."""
+    page = tmp_path / "marketplace_report.html"
     assert run_job("marketplace_report_job", tmp_path).success
-    assert "No job ended in the last seven days." in (tmp_path / "marketplace_report.html").read_text()
+    assert "not summarized yet" in page.read_text()
+    assert "No job ended" not in page.read_text()
+    days = [calm_time().date() - timedelta(ago) for ago in (14, 1)]
+    for job_name in ("marketplace_job_stats_job", "marketplace_daily_summary_job"):
+        assert run_job(job_name, tmp_path, days).success
+    assert run_job("marketplace_report_job", tmp_path).success
+    assert "No job ended in the last seven days." in page.read_text()
 
 
 def test_each_key_prefix_has_its_own_page(tmp_path: Path) -> None:

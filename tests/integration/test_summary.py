@@ -172,16 +172,14 @@ def test_every_number_equals_the_reference(connection: psycopg.Connection[Any]) 
     assert max(len(of_key) for of_key in reasons.values()) > 5
     assert {row["tenants_older_definition"] for row in found.values()} == {0, 1}
 
-    # The frame is the asset's output, and its storage is the table.
-    output = result.asset_value("marketplace_daily_summary")
-    assert len(output) == len(found)
+    # The asset can be loaded as a frame.
     with dg.instance_for_test() as instance:
         definitions = build_defs(Settings.from_env({}))
         loaded: Any = definitions.load_asset_value("marketplace_daily_summary", partition_key=DAY, instance=instance)
-    assert loaded.equals(output[output["date"] == NOON.date()].reset_index(drop=True))
+    assert len(loaded) == sum(key[0] == NOON.date() for key in found)
     assert all(
         found[row["date"], row["marketplace"], row["action_code"]].items() >= row.items()
-        for row in output.to_dict("records")
+        for row in loaded.to_dict("records")
     )
 
     reported = metadata(result)
@@ -189,6 +187,12 @@ def test_every_number_equals_the_reference(connection: psycopg.Connection[Any]) 
         str(day.date): sum(n["total_jobs"] for key, n in sums.items() if key[0] == day.date) for day in days
     }
     assert [values["tenants_older_definition"] for values in reported.values()] == [1, 1, 1]
+    names = ("expected", "computed", "held_back", "counter_only", "missing")
+    assert [[values[f"tenants_{name}"] for name in names] for values in reported.values()] == [
+        [3, 3, 0, 0, 0],
+        [3, 2, 1, 0, 0],
+        [3, 2, 0, 1, 0],
+    ]
     assert len(reported[LAST]["run_preview"]) == 20
     first = reported[LAST]["run_preview"][0]
     busiest = found[date.fromisoformat(first["date"]), first["marketplace"], first["action"]]
@@ -196,10 +200,10 @@ def test_every_number_equals_the_reference(connection: psycopg.Connection[Any]) 
     assert first["top reason"] == f"{most['reason']} ({most['jobs']})"
     assert first["p95 wait ms"] == round(busiest["p95_wait_ms"])
 
-    state = f"SELECT ctid, xmin, * FROM {SUMMARY} ORDER BY ctid"
-    before = connection.execute(state).fetchall()
+    states = [f"SELECT ctid, xmin, * FROM {table} ORDER BY ctid" for table in (SUMMARY, f"{SUMMARY}_days")]
+    before = [connection.execute(state).fetchall() for state in states]
     assert summarize().success
-    assert connection.execute(state).fetchall() == before
+    assert [connection.execute(state).fetchall() for state in states] == before
 
 
 def test_what_changed_is_changed_alone(connection: psycopg.Connection[Any]) -> None:
@@ -235,7 +239,7 @@ def test_tenants_that_cannot_be_read_are_named(connection: psycopg.Connection[An
         DROP TABLE user_1.marketplace_job_stats_days;
         REVOKE SELECT ON user_10.marketplace_job_stats FROM stats""")
     result = summarize(DAY, DAY)
-    assert failure(result).startswith("2 tenants are not in the summary. user_1: marketplace_job_stats_days is missing")
+    assert failure(result).startswith("2 tenants could not be read. user_1: marketplace_job_stats_days is missing")
     assert "user_10: permission denied for table marketplace_job_stats (SQLSTATE 42501)" in failure(result)
     [row] = rows(connection).values()
     assert (row["total_jobs"], row["tenants_active"]) == (1, 1)
@@ -287,7 +291,7 @@ def test_a_tenant_whose_facts_cannot_be_read_keeps_its_numbers(connection: psyco
         DROP TABLE user_1.marketplace_job_facts;
         REVOKE SELECT ON user_10.marketplace_job_facts FROM stats""")
     result = summarize(DAY, DAY)
-    assert failure(result).startswith("2 tenants are not in its failure reasons. user_")
+    assert failure(result).startswith("2 tenants could not be read for the failure reasons. user_")
     assert re.search("user_1: relation .*marketplace_job_facts.* does not exist", failure(result))
     assert "user_10: permission denied for table marketplace_job_facts" in failure(result)
     [row] = rows(connection).values()

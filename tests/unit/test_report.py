@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from assets.marketplace_daily_summary.table import COLUMNS
 from assets.marketplace_report import numbers, page
 from assets.marketplace_report.pictures import data_uri, draw
+from assets.reporting import code_span
 from assets.sketch import DURATION, GAMMA, VERSION, WAIT
 
 LAST = date(2026, 3, 10)
@@ -42,8 +43,23 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
 
+def record(expected: int = 3, **others: Any) -> dict[str, Any]:
+    """A day of the summary for which every tenant is computed, unless said otherwise."""
+    nobody = {"tenants_held_back": 0, "tenants_counter_only": 0, "tenants_missing": 0, "missing_tenants": []}
+    return {"tenants_expected": expected, "tenants_computed": expected, **nobody, **others}
+
+
+RECORDS = {LAST - timedelta(ago): record() for ago in range(90)}
+
+
+def missing(*tenants: str) -> dict[str, Any]:
+    """A day of three tenants that lacks some."""
+    count = len(tenants)
+    return record(tenants_computed=3 - count, tenants_missing=count, missing_tenants=list(tenants))
+
+
 def said(*rows: Mapping[str, Any]) -> list[str]:
-    return numbers.remarks(frame(rows), LAST)
+    return numbers.remarks(frame(rows), LAST, RECORDS)
 
 
 def weeks(now: tuple[Any, ...], before: tuple[Any, ...], **others: Any) -> list[dict[str, Any]]:
@@ -125,6 +141,73 @@ def test_missing_days_are_named() -> None:
     assert said() == ["No job ended in the last seven days.", "There are no jobs in the week before to compare with."]
 
 
+def test_incomplete_days_are_left_out_of_the_comparison() -> None:
+    """With their weekday in the other week: what a missing tenant would have run is no fall. The page names them."""
+    rows = [
+        *(row(ago, 100 if ago != 2 else 40, 1) for ago in range(14)),
+        *(row(ago, 10, action_code="sync") for ago in (2, 9)),
+    ]
+    day = LAST - timedelta(2)
+    records = RECORDS | {day: missing("user_7")}
+    compared = numbers.compared_days(LAST, records)
+    assert compared.incomplete == [day]
+    assert compared.now == [LAST - timedelta(ago) for ago in (6, 5, 4, 3, 1, 0)]
+    assert compared.before == [LAST - timedelta(7 + ago) for ago in (6, 5, 4, 3, 1, 0)]
+    weeks = numbers.compare_weeks(frame(rows), compared)
+    assert [(one.now["total_jobs"], one.before["total_jobs"]) for one in weeks[:2]] == [(600, 600), (600, 600)]
+    sentences = numbers.remarks(frame(rows), LAST, records)
+    assert sentences == [
+        "Only Wed, Thu, Fri, Sat, Mon, Tue are compared: the other days are not complete in both weeks."
+    ]
+    html = page.render(frame(rows), LAST, records, time_zone="UTC", database="shop", made_at=datetime.now(UTC))
+    assert f"<li>{day}: 2 of 3 tenants computed; 1 missing: user_7.</li>" in html
+    assert 'id="incomplete"' not in page.render(
+        frame(rows), LAST, RECORDS, time_zone="UTC", database="shop", made_at=datetime.now(UTC)
+    )
+
+
+def test_a_day_that_is_not_summarized_is_not_one_without_jobs() -> None:
+    """Nor is one that was computed for nobody: neither is compared, and nothing is said to have fallen."""
+    full = weeks((100, 1), (100, 1))
+    records = {day: one for day, one in RECORDS.items() if day != LAST} | {LAST - timedelta(1): record(0)}
+    sentences = numbers.remarks(frame(full[2:]), LAST, records)
+    assert sentences == ["Only Wed, Thu, Fri, Sat, Sun are compared: the other days are not complete in both weeks."]
+    assert numbers.incomplete_days(LAST, 90, records) == [
+        f"{LAST}: not summarized yet.",
+        f"{LAST - timedelta(1)}: no tenant computed.",
+    ]
+    nothing = numbers.remarks(frame([]), LAST, {})
+    assert nothing == ["No day of this week can be compared with its weekday in the week before."]
+
+
+def test_numbers_of_the_old_counter_are_not_compared() -> None:
+    """They count a job twice now and then. What is held back was judged, so it is compared, and named."""
+    records = RECORDS | {LAST: record(tenants_computed=2, tenants_counter_only=1)}
+    records |= {LAST - timedelta(1): record(tenants_computed=2, tenants_held_back=1)}
+    assert numbers.compared_days(LAST, records).incomplete == [LAST]
+    assert numbers.incomplete_days(LAST, 90, records) == [
+        f"{LAST}: 2 of 3 tenants computed; 1 from the old counter only.",
+        f"{LAST - timedelta(1)}: 2 of 3 tenants computed; 1 held back.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("publish", "`publish`"),
+        ("![x](http://example.com/a.png)", "`![x](http://example.com/a.png)`"),
+        ("a`b``c", "```a`b``c```"),
+        ("`a", "`` `a ``"),
+        ("<img src=x>\n# h\x1b", "`<img src=x>\N{REPLACEMENT CHARACTER}# h\N{REPLACEMENT CHARACTER}`"),
+    ],
+)
+def test_codes_are_text_in_markdown(code: str, expected: str) -> None:
+    """Whatever they look like, nothing is loaded, linked or set in another form."""
+    rows = weeks((1000, 60), (1000, 20), action_code=code)
+    sentences = numbers.remarks(frame(rows), LAST, RECORDS, write=code_span)
+    assert [one for one in sentences if one.startswith(f"vinted, {expected}: 94.0% of the jobs succeeded")]
+
+
 @pytest.mark.parametrize(
     ("ms", "text"), [(0, "0 ms"), (850.4, "850 ms"), (12_400, "12.4 s"), (210_000, "3.5 min"), (7_200_000, "2.0 h")]
 )
@@ -156,7 +239,9 @@ BUSY = [
 )
 def test_odd_data_make_a_page_too(rows: list[dict[str, Any]]) -> None:
     """Pages without jobs, with one, and with very many are made without a warning, and need nothing from outside."""
-    html = page.render(frame(rows), LAST, time_zone="UTC", database="shop <on> host", made_at=datetime.now(UTC))
+    html = page.render(
+        frame(rows), LAST, RECORDS, time_zone="UTC", database="shop <on> host", made_at=datetime.now(UTC)
+    )
     assert html.count("<img") == 2
     assert "shop &lt;on&gt; host" in html
     assert "<script" not in html
