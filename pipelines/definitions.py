@@ -51,10 +51,11 @@ def build_defs(settings: Settings) -> dg.Definitions:
         "others are done. Then start it again.",
     )
     summary = build_marketplace_daily_summary(partitions, settings.key_prefix)
+    unusual_check = build_unusual_check(partitions, summary.key)
     summary_job = dg.define_asset_job(
         "marketplace_daily_summary_job",
         # Its check has a run of its own: a run in which single tenants failed would leave it out.
-        selection=dg.AssetSelection.assets(summary).without_checks(),
+        selection=dg.AssetSelection.assets(summary) - dg.AssetSelection.checks(unusual_check),
         tags=tags | SOON,
         description="Adds up the stats of all tenants, for a range of days. Its sensor starts it, after the stats have "
         "changed.\n\n*When it is red*, the error names the tenants that could not be read. Fix what it says; "
@@ -78,7 +79,6 @@ def build_defs(settings: Settings) -> dg.Definitions:
         "red, it tells what to do.",
     )
     migration_job = build_migration_job(tags)
-    unusual_check = build_unusual_check(partitions, summary.key)
     unusual_job = dg.define_asset_job(
         "unusual_numbers_job",
         selection=dg.AssetSelection.checks(unusual_check),
