@@ -10,12 +10,14 @@ bytes, whatever their order. To merge is to add up the counts of each key: in SQ
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 ACCURACY = 0.01
@@ -25,6 +27,8 @@ VERSION = 1
 """Changes with everything that gives a key its meaning; sketches of different versions refuse to merge."""
 ZERO_KEY = -1
 """The key of 0 ms. That of 1 ms is 0."""
+_KEY_SPAN = math.ceil(31 * math.log(2, GAMMA)) - ZERO_KEY + 1
+"""How many keys there are, up to that of 2^31 ms."""
 
 
 def bucket(ms: str) -> str:
@@ -147,11 +151,42 @@ class Measure:
             columns.append(middle_of(sa.func.min(ranked.c.key).filter(is_reached)).label(name))
         return sa.select(*(ranked.c[name] for name in by), *columns).group_by(*(ranked.c[name] for name in by))
 
-    def merge(self, rows: "pd.DataFrame") -> dict[int, int]:
-        """The sketches of a frame's rows merged: counts by key, ascending. Raises ValueError for other versions."""
+    def _check_versions(self, rows: "pd.DataFrame") -> None:
         versions = {int(version) for version in rows[self.version].dropna()}
         if versions - {VERSION}:
             raise ValueError(f"sketches of version {VERSION} and {sorted(versions - {VERSION})} do not merge")
+
+    def histograms(self, rows: "pd.DataFrame", groups: "np.ndarray", group_count: int) -> "np.ndarray":
+        """The merged sketches of each group of a frame's rows: a line for each group, a column for each key.
+
+        `groups` has the number of each row's group, from 0. Raises ValueError for other versions.
+        """
+        import numpy as np  # Not for every import.
+
+        self._check_versions(rows)
+        keys, counts = ([entries or () for entries in rows[name]] for name in (self.keys, self.counts))
+        place = np.repeat(groups, [len(entries) for entries in keys]) * _KEY_SPAN - ZERO_KEY
+        place += np.fromiter(chain.from_iterable(keys), np.int64, len(place))
+        count = np.fromiter(chain.from_iterable(counts), np.float64, len(place))  # Exact up to 2^53.
+        found = np.bincount(place, count, group_count * _KEY_SPAN)
+        return found.astype(np.int64).reshape(group_count, _KEY_SPAN)
+
+    def percentiles_of(self, histograms: "np.ndarray") -> dict[str, list[float | None]]:
+        """The percentiles of each line of `histograms`, by column; None where it is empty. See `percentile`."""
+        running = histograms.cumsum(axis=1)
+        whole = running[:, -1:]
+        found = {}
+        for name, (numerator, denominator) in self.percentiles.items():
+            first = (denominator * running >= numerator * whole).argmax(axis=1) + ZERO_KEY
+            found[name] = [
+                (0.0 if key == ZERO_KEY else 2 / (GAMMA + 1) * GAMMA ** int(key)) if count else None
+                for key, count in zip(first, whole[:, 0], strict=True)
+            ]
+        return found
+
+    def merge(self, rows: "pd.DataFrame") -> dict[int, int]:
+        """The sketches of a frame's rows merged: counts by key, ascending. Raises ValueError for other versions."""
+        self._check_versions(rows)
         counts: dict[int, int] = {}
         for keys, numbers in zip(rows[self.keys], rows[self.counts], strict=True):
             for key, number in zip(keys or (), numbers or (), strict=True):

@@ -62,7 +62,9 @@ def build_defs(settings: Settings) -> dg.Definitions:
         "the sensor "
         "starts it again within hours, or start it by hand.",
     )
-    report = build_marketplace_report(partitions, summary.key, settings.report_dir, settings.key_prefix)
+    report = build_marketplace_report(
+        partitions, summary.key, settings.report_dir, settings.key_prefix, settings.report_url
+    )
     report_job = dg.define_asset_job(
         "marketplace_report_job",
         selection=[report],

@@ -39,6 +39,7 @@ class Settings:
     report_dir: Path
     metrics_file: Path | None
     dagster_url: str | None
+    report_url: str | None
     has_alerts: bool
 
     @classmethod
@@ -54,6 +55,7 @@ class Settings:
             lock_timeout_ms=_whole_number(env, "STATS_LOCK_TIMEOUT_MS", 10_000, 1, 3_600_000),
             statement_timeout_ms=_whole_number(env, "STATS_STATEMENT_TIMEOUT_MS", 1_800_000, 1, 86_400_000),
             key_prefix=_key_prefix(env, "STATS_KEY_PREFIX"),
+            report_url=_web_address(env, "STATS_REPORT_URL"),
             report_dir=_folder(env, "STATS_REPORT_DIR", Path(__file__).parents[1] / ".local" / "report"),
             metrics_file=_metrics_file(env, "STATS_METRICS_FILE"),
             dagster_url=_web_address(env, "STATS_DAGSTER_URL"),

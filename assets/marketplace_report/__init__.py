@@ -1,9 +1,11 @@
-"""The asset `marketplace_report`: the last weeks as pictures, tables and sentences, in Dagit and as one HTML page.
+"""The asset `marketplace_report`: one HTML page that people explore, and some of its charts in the Dagster UI.
 
 The flow, in order:
 
-1. `asset`     reads the summary of the last 90 closed days;
-2. `numbers`   adds up its rows by day, action and week, and says what stands out;
-3. `pictures`  draws them;
-4. `page`      puts it all into one file that needs no network.
+1. `asset`    asks for the material, makes the page and the pictures;
+2. `read`     has the summary, or one customer's own tables, the customers that failed most, and the journals;
+3. `numbers`  adds up by day, period, marketplace and action, compares, and says what stands out;
+4. `charts`   are the charts, as Vega-Lite, for the page and for pictures;
+5. `page`     puts it all into one file that needs no network, with the charts' library; its script, `page.js`, shows
+              what is chosen.
 """

