@@ -49,6 +49,20 @@ def test_a_wrong_value_is_refused_in_one_sentence(name: str, value: str) -> None
 
 
 @pytest.mark.parametrize(
+    "url", ["stats.test/report", "javascript:alert(1)", "https://me:s3cret@stats.test/", "https://a b/"]
+)
+def test_the_reports_address_is_one_of_the_web(url: str) -> None:
+    """Anything else is refused, and not repeated: it may hold a password."""
+    assert (
+        Settings.from_env({"STATS_REPORT_URL": "https://stats.test:8443/eu/"}).report_url
+        == "https://stats.test:8443/eu"
+    )
+    with pytest.raises(UsageError, match="^STATS_REPORT_URL is not an address: ") as refusal:
+        Settings.from_env({"STATS_REPORT_URL": url})
+    assert url not in refusal.value.message
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "mysql://root:s3cret@host/shop",
