@@ -140,7 +140,9 @@ def _of_ledger(
     records: dict[date, Record] = {}
     for day in window.dates:
         outcome = outcomes.get(day, "counter_only" if day in with_rows else "missing")
-        is_missing = outcome == "missing" and first is not None and first < day
+        if outcome not in OUTCOMES:  # It was computed before the day was over.
+            outcome = "missing"
+        is_missing = outcome == "missing" and first is not None and first <= day
         if outcome != "missing" or is_missing:
             records[day] = {
                 "tenants_expected": 1,

@@ -57,7 +57,7 @@ def test_the_reports_address_is_one_of_the_web(url: str) -> None:
         Settings.from_env({"STATS_REPORT_URL": "https://stats.test:8443/eu/"}).report_url
         == "https://stats.test:8443/eu"
     )
-    with pytest.raises(UsageError, match="^STATS_REPORT_URL is not an address: ") as refusal:
+    with pytest.raises(UsageError, match=r"^STATS_REPORT_URL is not an address: ") as refusal:
         Settings.from_env({"STATS_REPORT_URL": url})
     assert url not in refusal.value.message
 
