@@ -102,7 +102,7 @@ def _over_days(*marks: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lines(field: str, y: Mapping[str, Any], dash: Sequence[int] = (1, 0), filled: bool = True) -> list[dict[str, Any]]:
     """A line and points, so that a single day between two without a value is seen."""
-    encoding = {"y": {"field": field, **y}}
+    encoding = {"x": _X | {"bandPosition": 0.5}, "y": {"field": field, **y}}
     return [
         {
             "mark": {

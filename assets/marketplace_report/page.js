@@ -79,17 +79,18 @@ const ofDay = (marketplace, action, name, day) => data.daily[`${marketplace},${a
 const ofPeriod = (period, marketplace, action) => period.cells[`${marketplace},${action}`] ?? [null, null, []];
 
 // The columns of a table: a header, how a value is shown, and where text stands. A cell is a value, or [value, address].
-const text = (header) => ({ header, isText: true, show: or(String) });
+const text = (header) => ({ header, className: "text", show: or(String) });
+const prose = (header) => ({ header, className: "text prose", show: or(String) });
 const number = (header, show) => ({ header, show });
 const measure = (name, header) => number(header ?? MEASURES[name][0], MEASURES[name][1]);
 
 function tableOf(caption, columns, rows, headers = 1, empty = "nothing") {
   if (!rows.length) return element("p", { className: "about" }, `${caption}: ${empty}.`);
-  const head = element("tr", {}, ...columns.map((column) => element("th", { scope: "col", className: column.isText ? "text" : "" }, column.header)));
+  const head = element("tr", {}, ...columns.map((column) => element("th", { scope: "col", className: column.className ?? "" }, column.header)));
   const body = rows.map((row) => element("tr", {}, ...row.map((cell, place) => {
     const [value, href, className] = Array.isArray(cell) ? cell : [cell];
     const shown = columns[place].show(value);
-    const made = element(place < headers ? "th" : "td", { className: `${columns[place].isText ? "text " : ""}${className ?? ""}` });
+    const made = element(place < headers ? "th" : "td", { className: `${columns[place].className ?? ""} ${className ?? ""}` });
     if (place < headers) made.scope = "row";
     made.append(href ? element("a", { href }, shown) : shown);
     return made;
@@ -275,7 +276,7 @@ function changesOf(isShown) {
     .filter(([day, marketplace, action]) => isShown(day) && isChosen(marketplace, action))
     .map(([day, marketplace, action, cause, when, run, tenant, tenants, ...numbers]) => [
       dayCell(day), data.marketplaces[marketplace], data.actions[action], data.texts[cause], data.texts[when],
-      data.texts[tenant] + (tenants > 1 ? ` and ${count(tenants - 1)} more` : ""), ...numbers, data.texts[run]]);
+      data.texts[tenant] + (tenants > 1 ? ` and ${count(tenants - 1)} more` : ""), ...numbers, data.texts[run].slice(0, 8)]);
 }
 
 function showChanges() {
@@ -316,7 +317,7 @@ function showDay() {
 
   const reasons = (data.reasons[day] ?? []).filter(([one, other]) => isChosen(one, other)).sort((a, b) => b[3] - a[3]);
   byId("day-reasons").replaceChildren(tableOf(`Why jobs failed on ${data.days[day]}`,
-    [text("reason"), text("marketplace"), text("action"), number("jobs", count), ...(data.tenant ? [] : [number("customers", count)])],
+    [prose("reason"), text("marketplace"), text("action"), number("jobs", count), ...(data.tenant ? [] : [number("customers", count)])],
     reasons.map(([one, other, reason, jobs, tenants]) => [
       data.texts[reason], data.marketplaces[one], data.actions[other], jobs, ...(data.tenant ? [] : [tenants])]), 1, "no reason is stored"));
 
@@ -343,7 +344,7 @@ function showCustomers() {
     .map(([tenant, known]) => [data.texts[tenant], known.jobs, known.failed, (known.jobs - known.failed) / known.jobs, known.where, known.reason, known.reasonJobs]);
   byId("day-customers").replaceChildren(tableOf(`Customers with the most failed jobs on ${data.days[choice.day]}`,
     [text("customer"), number("jobs", count), number("failed", count), number("success", percent),
-      text("most failed"), text("most frequent reason"), number("its jobs", count)], rows, 1, "none"));
+      text("most failed"), prose("most frequent reason"), number("its jobs", count)], rows, 1, "none"));
 }
 
 // Together -----------------------------------------------------------------------------------------------------------

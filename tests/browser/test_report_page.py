@@ -179,6 +179,10 @@ def test_a_bad_day_is_found_hovered_over_and_looked_into(opened: Open) -> None:
     # The fourth of seven days, right of the labels of the axis.
     left = page.locator("#chart-success .background").first.bounding_box()
     assert left
+    # Its points stand in the middle of what is marked as its day.
+    points = [one.bounding_box() for one in page.locator('#chart-success path[fill="var(--ebay)"]').all()]
+    middles = sorted(point["x"] + point["width"] / 2 for point in points if point)
+    assert middles[3] == pytest.approx(left["x"] + left["width"] * 3.5 / 7, abs=2)
     page.mouse.move(left["x"] + left["width"] * 3.5 / 7, box["y"] + 60)
     tooltip = page.locator("#vg-tooltip-element")
     expect(tooltip).to_contain_text(f"{BAD}, Saturday")
