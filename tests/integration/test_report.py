@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
+from assets.marketplace_report import read
 from pipelines import report
 from pipelines.definitions import build_defs
 from pipelines.settings import Settings
@@ -203,9 +204,10 @@ def failing(day: date, reasons: Mapping[str | None, int], **columns: Any) -> lis
 
 
 def test_a_day_has_its_customers_reasons_and_changes(
-    connection: psycopg.Connection[Any], days: list[Day], tmp_path: Path
+    connection: psycopg.Connection[Any], days: list[Day], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who failed, why, and what a later run changed: of all customers, and on the page of one."""
+    """Who failed, why, and what a later run changed: of all customers, in several batches, and on the page of one."""
+    monkeypatch.setattr(read, "BATCH", 1)
     day = days[-4].date
     for tenant, jobs in {
         "user_1": [
