@@ -387,7 +387,8 @@ def test_the_charts_show_the_numbers() -> None:
         ("publish", 4),
         ("sync", 1),
     ]
+    rows.append(row(1, 9, 3, action_code="v1.2345"))
     picture = base64.b64decode(charts.picture(frame(rows), numbers.last_days(LAST, 30)).split(",")[1]).decode()
-    assert picture.count("<svg") == 1 and "var(" not in picture
+    assert picture.count("<svg") == 1 and "var(" not in picture and ">v1.2345<" in picture
     thumbnail = charts.thumbnail(frame(rows), numbers.last_days(LAST, 30))
     assert "lowest 0.0%" in thumbnail and "\n\n![Success, 30 days](data:image/svg+xml;base64," in thumbnail
