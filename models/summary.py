@@ -24,17 +24,14 @@ def _added_sum(doc: str) -> Mapped[int]:
     return mapped_column(BigInteger, server_default="0", doc=doc)
 
 
-class MarketplaceDailySummaryDay(StatsBase):
-    """What stands behind the summary of one day: how complete it is, and the state of what it was read from.
+class _Completeness:
+    """How complete the summary of one day is.
 
     `tenants_expected` is the sum of computed, held back, counter only and missing ones. A day that is not here was
     never summarized.
     """
 
-    __tablename__ = "marketplace_daily_summary_days"
-    __table_args__ = ({"schema": SHARED},)
-
-    date: Mapped[dt.date] = mapped_column(Date, primary_key=True, doc="The day.")
+    date: Mapped[dt.date] = mapped_column(Date, primary_key=True, doc="The day.", sort_order=-1)
     tenants_expected: Mapped[int] = mapped_column(Integer, doc="Tenants that should stand behind the day's numbers.")
     tenants_computed: Mapped[int] = mapped_column(Integer, doc="Those whose ledger has the day as computed.")
     tenants_held_back: Mapped[int] = mapped_column(Integer, doc="Those whose ledger has the day as held back.")
@@ -46,18 +43,64 @@ class MarketplaceDailySummaryDay(StatsBase):
         ARRAY(Text), doc="Their names: the day was not computed for them, or what is stored could not be read."
     )
     job_count: Mapped[int] = _sum("Jobs in the day's rows of the summary, whatever their end.")
+    computed_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), doc="When the day was last summarized.")
+
+
+class MarketplaceDailySummaryDay(_Completeness, StatsBase):
+    """What stands behind the summary of one day: how complete it is, and the state of what it was read from."""
+
+    __tablename__ = "marketplace_daily_summary_days"
+    __table_args__ = ({"schema": SHARED},)
+
     ledger_state: Mapped[int] = _sum("Sum of a hash of each tenant's entry in its ledger, when the day was read.")
     action_types: Mapped[dict[str, list[str]]] = mapped_column(
         JSONB, doc='Code and name of each action of the day, by id, when it was read: `{"1": ["publish", "Publish"]}`.'
     )
-    computed_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), doc="When the day was last summarized.")
+    time_zone: Mapped[str] = mapped_column(Text, doc="The reporting time zone that the day's limits were taken from.")
+    active_tenants: Mapped[list[str]] = mapped_column(
+        ARRAY(Text), doc="The tenants with at least one job on the day, by name."
+    )
+    first_written: Mapped[list[dt.datetime]] = mapped_column(
+        ARRAY(DateTime(timezone=True)),
+        doc="When the first of the stats rows of each of them was first written: two tenants of one name, in two "
+        "databases, have two times, and a copy has the same.",
+    )
 
 
-class MarketplaceDailySummary(StatsBase):
-    """What the jobs of one action did on one marketplace on one day, over all tenants."""
+class MarketplaceGlobalSummaryDay(_Completeness, StatsBase):
+    """What stands behind the summary of one day over all databases."""
 
-    __tablename__ = "marketplace_daily_summary"
+    __tablename__ = "marketplace_global_summary_days"
     __table_args__ = ({"schema": SHARED},)
+
+    missing_databases: Mapped[list[str]] = mapped_column(
+        ARRAY(Text), doc="Databases of which nothing is in the numbers; each counts as its tenants of the day before."
+    )
+    old_databases: Mapped[list[str]] = mapped_column(
+        ARRAY(Text), doc="Databases that could not be read when the day was last summarized: they are in as last seen."
+    )
+    tenants_twice: Mapped[list[str]] = mapped_column(
+        ARRAY(Text),
+        doc="Customers that two databases count; as long as there is one, the day's rows stay as they were.",
+    )
+
+
+class MarketplaceGlobalSummaryPart(StatsBase):
+    """The summary of one day in one database, as it was last read there: so it is known while the database is down."""
+
+    __tablename__ = "marketplace_global_summary_parts"
+    __table_args__ = ({"schema": SHARED},)
+
+    date: Mapped[dt.date] = mapped_column(Date, primary_key=True, doc="The day.")
+    database: Mapped[str] = mapped_column(Text, primary_key=True, doc="The name of the database.")
+    version: Mapped[str] = mapped_column(Text, doc="A hash of when each row was written there.")
+    rows: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, doc="The rows of its summary.")
+    day: Mapped[dict[str, Any]] = mapped_column(JSONB, doc="What stands behind them: the row of its days.")
+    computed_at: Mapped[dt.datetime] = mapped_column(DateTime(timezone=True), doc="When it was last read.")
+
+
+class _Summary:
+    """What the jobs of one action did on one marketplace on one day, over all tenants."""
 
     date: Mapped[dt.date] = mapped_column(
         Date, primary_key=True, doc="The day, in the reporting time zone, on which the jobs ended."
@@ -137,3 +180,22 @@ class MarketplaceDailySummary(StatsBase):
         server_default="0",
         doc="Active tenants whose numbers are of an older definition: computed by it, held back, or not in the ledger.",
     )
+    failure_reasons: Mapped[list[dict[str, Any]]] = mapped_column(
+        JSONB,
+        server_default="[]",
+        doc="All reasons, as in `top_reasons`: what the summary over several databases adds up.",
+    )
+
+
+class MarketplaceDailySummary(_Summary, StatsBase):
+    """What the jobs of one action did on one marketplace on one day, over all tenants."""
+
+    __tablename__ = "marketplace_daily_summary"
+    __table_args__ = ({"schema": SHARED},)
+
+
+class MarketplaceGlobalSummary(_Summary, StatsBase):
+    """The same over all databases: made in the one that is their home, empty in the others."""
+
+    __tablename__ = "marketplace_global_summary"
+    __table_args__ = ({"schema": SHARED},)

@@ -104,6 +104,17 @@ def batch_query(schemas: Sequence[str]) -> sa.Select[Any]:
     return sa.select(sums, on_date.c.tenants_older_on_date, *sketches, failing.c.top_failing).select_from(joined)
 
 
+def active_query(schemas: Sequence[str]) -> sa.TextClause:
+    """Which of these tenants have a job on a day, and when the first of its stats rows was written: `date`, `tenant`,
+    `first_written`. Parameters: `first_date`, `last_date`."""
+    columns = ("date", "total_jobs", "cancelled_count", "expired_count", "created_at")
+    return sa.text(f"""
+        SELECT CAST(date AS date) AS date, tenant, min(created_at) AS first_written
+          FROM ({of_each(schemas, _stats, columns, in_window=True)}) AS stored
+         WHERE total_jobs + coalesce(cancelled_count, 0) + coalesce(expired_count, 0) > 0
+         GROUP BY 1, 2""")
+
+
 def reasons_query(schemas: Sequence[str]) -> sa.Select[Any]:
     """Why the jobs of these tenants failed: KEY, `failure_reason`, and how many `jobs` of how many `tenants`.
 
@@ -165,8 +176,9 @@ def _action_types() -> Any:
     )
 
 
-def top_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
-    """The most frequent reasons of each key, from the rows of `reasons_query` of all batches, which share no tenant.
+def add_up_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """The reasons of each key, the most frequent first, from the rows of `reasons_query` of all batches, which share no
+    tenant.
 
     The rows are taken one by one, and added up, so that a reason is held once for a key, however many batches have it.
     """
@@ -178,20 +190,23 @@ def top_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], list
         tenants[reason] += row["tenants"]
     found: defaultdict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for reason in sorted(jobs, key=lambda reason: (-jobs[reason], reason[-1])):
-        named = found[reason[:-1]]
-        if len(named) < MOST_NAMED:
-            named.append({"reason": reason[-1], "jobs": jobs[reason], "tenants": tenants[reason]})
+        found[reason[:-1]].append({"reason": reason[-1], "jobs": jobs[reason], "tenants": tenants[reason]})
     return dict(found)
 
 
 def add_up(parts: Sequence[Mapping[str, Any]], reasons: Mapping[tuple[Any, ...], list[dict[str, Any]]]) -> pd.DataFrame:
-    """The rows of all batches as a summary frame: one row per key, sorted by it, with the columns COLUMNS."""
+    """The rows of all batches, or databases, as a summary frame with COLUMNS: one row per key, sorted by it.
+
+    They share no tenant; what comes out is the same for any way to part them.
+    """
     if not parts:
         return pd.DataFrame(columns=list(COLUMNS))
     frame = pd.DataFrame([dict(part) for part in parts], dtype=object)
     return pd.DataFrame(
         [
-            dict(zip(KEY, key, strict=True)) | _add(rows) | {"top_reasons": reasons.get(key, [])}
+            dict(zip(KEY, key, strict=True))
+            | _add(rows)
+            | {"top_reasons": reasons.get(key, [])[:MOST_NAMED], "failure_reasons": reasons.get(key, [])}
             for key, rows in frame.groupby(list(KEY), sort=True)
         ],
         columns=list(COLUMNS),
@@ -204,7 +219,7 @@ def _add(rows: pd.DataFrame) -> dict[str, Any]:
     sums = {name: int(rows[name].sum()) for name in ("tenants_active", "tenants_older_definition", *SUMS)}
     failing = [entry for entries in rows["top_failing"] for entry in entries or ()]
     return {
-        "action_name": rows["action_name"].iloc[0],
+        "action_name": rows["action_name"].min(),
         **sums,
         "success_rate": sums["success_count"] / sums["total_jobs"] if sums["total_jobs"] else None,
         **{name: value for measure in MEASURES for name, value in measure.add_up(rows).items()},

@@ -208,7 +208,13 @@ def _read(
 ) -> _Read:
     """What the tenants did on these days. Raises UsageError."""
     # They need pandas: not for every import.
-    from assets.marketplace_daily_summary.aggregate import add_up, batch_query, reasons_query, top_reasons
+    from assets.marketplace_daily_summary.aggregate import (
+        active_query,
+        add_up,
+        add_up_reasons,
+        batch_query,
+        reasons_query,
+    )
     from assets.marketplace_daily_summary.completeness import Day, changed_days, exceptions_query, ledgers_query
 
     with connection.begin():
@@ -270,7 +276,8 @@ def _read(
     differing: list[dict[str, Any]] = []
     empty: set[str] = {schema for schema, it in found.items() if not it.has_stored}
     with_rows: set[tuple[str, date]] = set()
-    for rows, ledgers, exceptions in read(schemas, (batch_query, ledgers_query, exceptions_query), unread):
+    queries = (batch_query, ledgers_query, exceptions_query, active_query)
+    for rows, ledgers, exceptions, active in read(schemas, queries, unread):
         parts.extend(rows)
         older.update({row["date"]: row["tenants_older_on_date"] or 0 for row in rows})
         for row in rows:
@@ -281,6 +288,8 @@ def _read(
             of_day.computed += row["computed"]
             of_day.held_back += row["held_back"]
             of_day.state += row["state"]
+        for row in active:
+            days[row["date"]].active[row["tenant"]] = row["first_written"]
         for row in exceptions:
             if row["has_entry"]:
                 differing.append({"date": str(row["date"]), "what": f"{row['tenant']}: rows differ from its ledger"})
@@ -306,7 +315,7 @@ def _read(
                 days[day].missing.add(schema)
     # In statements of their own, so that a tenant whose facts cannot be read keeps its numbers.
     batches = read(has_numbers, (reasons_query,), without_reasons)
-    reasons = top_reasons(row for (rows,) in batches for row in rows)
+    reasons = add_up_reasons(row for (rows,) in batches for row in rows)
     frame = add_up(parts, reasons)
     ended = frame["total_jobs"] + frame["cancelled_count"] + frame["expired_count"]
     for day in window.dates:
@@ -317,7 +326,7 @@ def _read(
     states = {day: it.state for day, it in days.items() if day in others}
     return _Read(
         frame,
-        {day: days[day].record() for day in window.dates},
+        {day: days[day].record(window.time_zone) for day in window.dates},
         older,
         unread,
         without_reasons,

@@ -6,7 +6,7 @@ state than the one that was read is summarized again: it does not matter which r
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,8 +34,9 @@ class Day:
     state: int = 0
     action_types: dict[str, list[str]] = field(default_factory=dict)
     job_count: int = 0
+    active: dict[str, datetime] = field(default_factory=dict)
 
-    def record(self) -> dict[str, Any]:
+    def record(self, time_zone: str) -> dict[str, Any]:
         """The values of DAY_COLUMNS, without the date."""
         return {
             "tenants_expected": self.computed + self.held_back + self.counter_only + len(self.missing),
@@ -43,11 +44,19 @@ class Day:
             "tenants_held_back": self.held_back,
             "tenants_counter_only": self.counter_only,
             "tenants_missing": len(self.missing),
-            "missing_tenants": sorted(self.missing, key=lambda schema: (len(schema), schema)),
+            "missing_tenants": sorted(self.missing, key=by_number),
             "job_count": self.job_count,
             "ledger_state": self.state,
             "action_types": self.action_types,
+            "time_zone": time_zone,
+            "active_tenants": sorted(self.active, key=by_number),
+            "first_written": [self.active[schema] for schema in sorted(self.active, key=by_number)],
         }
+
+
+def by_number(schema: str) -> tuple[int, str]:
+    """Sorts tenants by their numbers."""
+    return len(schema), schema
 
 
 def ledgers_query(schemas: Sequence[str]) -> sa.TextClause:

@@ -70,32 +70,50 @@ def write(
         kept = {
             day for day, known in recorded.items() if day in days and not set(unread).issubset(known["missing_tenants"])
         }
-        stored = {
-            tuple(row[name] for name in KEY): row
-            for row in _rows(connection, min(days), max(days))
-            if row["date"] not in kept
-        }
-        wanted = {tuple(row[name] for name in KEY): dict(row) for row in records if row["date"] not in kept}
-        if keep_reasons:
-            for key in wanted.keys() & stored.keys():
-                wanted[key]["top_reasons"] = stored[key]["top_reasons"]
-        gone = stored.keys() - wanted.keys()
-        changed = [row for key, row in wanted.items() if row != stored.get(key)]
-        changed_days = [
-            {"date": day, **record}
-            for day, record in days.items()
-            if day not in kept and {name: recorded.get(day, {}).get(name) for name in record} != record
-        ]
-        if gone:
-            connection.execute(sa.delete(summary).where(sa.tuple_(*(summary.c[name] for name in KEY)).in_(list(gone))))
-        _upsert(connection, summary, KEY, changed)
-        _upsert(connection, summary_days, ("date",), changed_days)
-    inserted = sum(key not in stored for key in wanted)
-    changes = {"rows_inserted": inserted, "rows_updated": len(changed) - inserted, "rows_deleted": len(gone)}
+        changes = write_rows(connection, summary, records, days.keys() - kept, keep_reasons)
+        write_days(connection, summary_days, {day: record for day, record in days.items() if day not in kept})
     return Written(changes, kept)
 
 
-def _upsert(connection: sa.Connection, table: sa.Table, key: Sequence[str], rows: Sequence[dict[Any, Any]]) -> None:
+def write_rows(
+    connection: sa.Connection,
+    table: sa.Table,
+    records: Sequence[Mapping[Any, Any]],
+    days: Collection[date],
+    keep_reasons: bool = False,
+) -> dict[str, int]:
+    """Makes a summary's table hold these rows on these days, and no others; how many it changed.
+
+    Within a transaction of the caller, which keeps the table locked.
+    """
+    rows = _rows(connection, table, days)
+    stored = {tuple(row[name] for name in KEY): row for row in rows}
+    wanted = {tuple(row[name] for name in KEY): dict(row) for row in records if row["date"] in days}
+    if keep_reasons:
+        for key in wanted.keys() & stored.keys():
+            wanted[key] |= {name: stored[key][name] for name in ("top_reasons", "failure_reasons")}
+    gone = stored.keys() - wanted.keys()
+    changed = [row for key, row in wanted.items() if row != stored.get(key)]
+    if gone:
+        connection.execute(sa.delete(table).where(sa.tuple_(*(table.c[name] for name in KEY)).in_(list(gone))))
+    upsert(connection, table, KEY, changed)
+    inserted = sum(key not in stored for key in wanted)
+    return {"rows_inserted": inserted, "rows_updated": len(changed) - inserted, "rows_deleted": len(gone)}
+
+
+def write_days(connection: sa.Connection, table: sa.Table, days: Mapping[date, Mapping[str, Any]]) -> None:
+    """Makes a summary's table of days hold these; the same way."""
+    stored = connection.execute(sa.select(table).where(table.c.date.in_(list(days)))).mappings()
+    known = {row["date"]: row for row in stored}
+    changed = [
+        {"date": day, **record}
+        for day, record in days.items()
+        if {name: known.get(day, {}).get(name) for name in record} != record
+    ]
+    upsert(connection, table, ("date",), changed)
+
+
+def upsert(connection: sa.Connection, table: sa.Table, key: Sequence[str], rows: Sequence[dict[Any, Any]]) -> None:
     if rows:
         new = insert(table).values(computed_at=sa.func.now())
         others = {column.name: new.excluded[column.name] for column in table.columns if column.name not in key}
@@ -108,7 +126,7 @@ def read(connection: sa.Connection, window: Window) -> "pd.DataFrame":
 
     with connection.begin():
         require_table(connection, summary)
-        return pd.DataFrame(_rows(connection, window.dates[0], window.dates[-1]), columns=list(COLUMNS), dtype=object)
+        return pd.DataFrame(_rows(connection, summary, window.dates), columns=list(COLUMNS), dtype=object)
 
 
 def read_days(connection: sa.Connection, window: Window | None = None) -> dict[date, dict[str, Any]]:
@@ -140,10 +158,10 @@ def _recorded(connection: sa.Connection, first: date, last: date) -> dict[date, 
     return {row.pop("day"): row | {"missing_tenants": row["missing_tenants"] or []} for row in found}
 
 
-def _rows(connection: sa.Connection, first: date, last: date) -> list[dict[str, Any]]:
+def _rows(connection: sa.Connection, table: sa.Table, days: Collection[date]) -> list[dict[str, Any]]:
     query = (
-        sa.select(*(summary.c[name] for name in COLUMNS))
-        .where(summary.c.date.between(first, last))
-        .order_by(*(summary.c[name] for name in KEY))
+        sa.select(*(table.c[name] for name in COLUMNS))
+        .where(table.c.date == sa.func.any(sa.bindparam("days", list(days), type_=sa.ARRAY(sa.Date))))
+        .order_by(*(table.c[name] for name in KEY))
     )
     return [dict(row) for row in connection.execute(query).mappings()]

@@ -6,6 +6,7 @@ back.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -21,6 +22,7 @@ depends_on = None
 
 SUMMARY = "marketplace_daily_summary"
 SUMMARY_DAYS = "marketplace_daily_summary_days"
+GLOBAL_SUMMARY = "marketplace_global_summary"
 # Name and type; one statement adds them all, which takes a tenant a tenth of the time.
 STATS_COLUMNS = {
     "p99_duration_ms": "double precision",
@@ -43,6 +45,7 @@ SUMMARY_COLUMNS = STATS_COLUMNS | {
     "wait_count": "bigint NOT NULL DEFAULT 0",
     "wait_sum_ms": "bigint NOT NULL DEFAULT 0",
     "top_reasons": "jsonb NOT NULL DEFAULT '[]'",
+    "failure_reasons": "jsonb NOT NULL DEFAULT '[]'",
     "tenants_older_definition": "integer NOT NULL DEFAULT 0",
 }
 
@@ -156,8 +159,39 @@ _NOTHING_IS_LOST = f"""
 def upgrade_shared() -> None:
     """What the summary says besides, and what stands behind each of its days."""
     _add(SUMMARY, SUMMARY_COLUMNS)
-    op.create_table(
+    _create_days(
         SUMMARY_DAYS,
+        sa.Column("ledger_state", sa.BigInteger, nullable=False),
+        sa.Column("action_types", JSONB, nullable=False),
+        sa.Column("time_zone", sa.Text, nullable=False),
+        sa.Column("active_tenants", sa.ARRAY(sa.Text), nullable=False),
+        sa.Column("first_written", sa.ARRAY(sa.DateTime(timezone=True)), nullable=False),
+    )
+    key = f"CONSTRAINT {GLOBAL_SUMMARY}_pkey PRIMARY KEY (date, marketplace, action_code)"
+    op.execute(f"CREATE TABLE {GLOBAL_SUMMARY} (LIKE {SUMMARY} INCLUDING DEFAULTS, {key})")
+    _create_days(
+        f"{GLOBAL_SUMMARY}_days",
+        *(
+            sa.Column(name, sa.ARRAY(sa.Text), nullable=False)
+            for name in ("missing_databases", "old_databases", "tenants_twice")
+        ),
+    )
+    op.create_table(
+        f"{GLOBAL_SUMMARY}_parts",
+        sa.Column("date", sa.Date, nullable=False),
+        sa.Column("database", sa.Text, nullable=False),
+        sa.Column("version", sa.Text, nullable=False),
+        sa.Column("rows", JSONB, nullable=False),
+        sa.Column("day", JSONB, nullable=False),
+        sa.Column("computed_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("date", "database", name=f"{GLOBAL_SUMMARY}_parts_pkey"),
+    )
+
+
+def _create_days(table: str, *columns: sa.Column[Any]) -> None:
+    """A table of days: how complete each is, and these columns."""
+    op.create_table(
+        table,
         sa.Column("date", sa.Date, nullable=False),
         *(
             sa.Column(f"tenants_{name}", sa.Integer, nullable=False)
@@ -165,15 +199,16 @@ def upgrade_shared() -> None:
         ),
         sa.Column("missing_tenants", sa.ARRAY(sa.Text), nullable=False),
         sa.Column("job_count", sa.BigInteger, nullable=False),
-        sa.Column("ledger_state", sa.BigInteger, nullable=False),
-        sa.Column("action_types", JSONB, nullable=False),
+        *columns,
         sa.Column("computed_at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("date", name=f"{SUMMARY_DAYS}_pkey"),
+        sa.PrimaryKeyConstraint("date", name=f"{table}_pkey"),
     )
 
 
 def downgrade_shared() -> None:
-    """Takes it back: the summary can be made again at any time."""
+    """Takes it back: the summaries can be made again at any time."""
+    for table in (f"{GLOBAL_SUMMARY}_parts", f"{GLOBAL_SUMMARY}_days", GLOBAL_SUMMARY):
+        op.drop_table(table)
     op.drop_table(SUMMARY_DAYS)
     _drop(SUMMARY, SUMMARY_COLUMNS)
 
