@@ -1,6 +1,7 @@
 """How complete the numbers of a day are, in words: for the report and the command line. No I/O.
 
-A record is a row of `models.summary.MarketplaceDailySummaryDay` as a mapping; None of a day that is not there.
+A record is a row of `models.summary.MarketplaceDailySummaryDay`, or of the global one, as a mapping; None of a day that
+is not there.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,8 @@ def is_complete(record: Record | None) -> bool:
         and bool(record["tenants_expected"])
         and not record["tenants_missing"]
         and not record["tenants_counter_only"]
+        and not record.get("old_databases")
+        and not record.get("tenants_twice")
     )
 
 
@@ -42,6 +45,10 @@ def describe(record: Record | None) -> str:
         names = record["missing_tenants"]
         more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
         parts.append(f"{record['tenants_missing']:,} missing: {', '.join(names[:MOST_NAMES])}{more}")
+    if record.get("old_databases"):
+        parts.append(f"as last seen, since they could not be read: {', '.join(record['old_databases'])}")
+    if record.get("tenants_twice"):
+        parts.append(f"as before, since two databases count {', '.join(record['tenants_twice'][:MOST_NAMES])}")
     return "; ".join(parts)
 
 

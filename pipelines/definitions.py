@@ -105,7 +105,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
         jobs=[job, summary_job, report_job, check_job, unusual_job, migration_job, covering_index_job],
         schedules=[*schedules, build_migration_schedule(settings, migration_job)],
         sensors=[
-            build_summary_sensor(partitions, stats.key, summary.key, summary_job.name),
+            build_summary_sensor(partitions, [stats.key], summary.key, summary_job.name),
             build_report_sensor(summary.key, report_job.name),
             build_unusual_sensor(summary.key, unusual_job.name),
             build_alert_sensor(settings),

@@ -1,6 +1,6 @@
 """What starts the summary, the report, and the check of the summary: what they are made from has changed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -34,27 +34,34 @@ When it is off, nobody looks: start `unusual_numbers_job` by hand.
 
 
 def build_summary_sensor(
-    partitions: dg.DailyPartitionsDefinition, stats: dg.AssetKey, summary: dg.AssetKey, job_name: str
+    partitions: dg.DailyPartitionsDefinition,
+    upstream: Sequence[dg.AssetKey],
+    summary: dg.AssetKey,
+    job_name: str,
+    name: str = "marketplace_daily_summary_sensor",
+    description: str = SUMMARY_DESCRIPTION,
 ) -> dg.SensorDefinition:
-    """A run that is requested reads after all that its tick has seen. So every new event of the stats is a reason for
+    """A run that is requested reads after all that its tick has seen. So every new event upstream is a reason for
     one, whatever of the summary was materialized meanwhile: that may have been read before.
     """
 
     @dg.sensor(
-        name="marketplace_daily_summary_sensor",
+        name=name,
         job_name=job_name,
         minimum_interval_seconds=30,
-        description=SUMMARY_DESCRIPTION,
+        description=description,
     )
-    def marketplace_daily_summary_sensor(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest]:
+    def summary_sensor(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest]:
         def latest(key: dg.AssetKey, kind: dg.DagsterEventType) -> Mapping[str, int]:
             return context.instance.get_latest_storage_id_by_partition(key, kind)
 
         run, observed = dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_OBSERVATION
         done, incomplete = latest(summary, run), latest(summary, observed)
         # A run of some tenants only observes its days.
-        of_all, of_some = latest(stats, run), latest(stats, observed)
-        new = {day: max(of_all.get(day, 0), of_some.get(day, 0)) for day in of_all.keys() | of_some.keys()}
+        new: dict[str, int] = {}
+        for key in upstream:
+            for events in (latest(key, run), latest(key, observed)):
+                new |= {day: max(number, new.get(day, 0)) for day, number in events.items()}
         newest = max(new.values(), default=0)
         seen = int(context.cursor or newest)
         now = datetime.now(UTC)
@@ -73,7 +80,7 @@ def build_summary_sensor(
                 chain = []
         context.update_cursor(str(newest))
 
-    return marketplace_daily_summary_sensor
+    return summary_sensor
 
 
 def build_report_sensor(summary: dg.AssetKey, job_name: str) -> dg.SensorDefinition:

@@ -17,7 +17,13 @@ import sqlalchemy as sa
 
 from models import MARKETPLACES
 from models.stats import DEFINITION, MarketplaceJobFact, MarketplaceJobStats, MarketplaceJobStatsDay
-from models.summary import MOST_NAMED, MarketplaceDailySummary, MarketplaceDailySummaryDay
+from models.summary import (
+    MOST_NAMED,
+    MarketplaceDailySummary,
+    MarketplaceDailySummaryDay,
+    MarketplaceGlobalSummary,
+    MarketplaceGlobalSummaryDay,
+)
 from pipelines.action_types import UNKNOWN, action_types
 from pipelines.completeness import COUNTS, OUTCOMES, Record, notes
 from pipelines.database import connected, connection_reason, conninfo, create_engine, require_table
@@ -70,19 +76,24 @@ _stats, _ledger, _facts, _summary, _days = (
 )
 
 
-def get_stats(days: int = 7, marketplace: str | None = None, tenant: str | None = None) -> "pd.DataFrame":
+_global, _global_days = MarketplaceGlobalSummary.__table__, MarketplaceGlobalSummaryDay.__table__
+
+
+def get_stats(
+    days: int = 7, marketplace: str | None = None, tenant: str | None = None, all_databases: bool = False
+) -> "pd.DataFrame":
     """The stats of the last `days` closed days: one row per day, marketplace and action, with the columns COLUMNS.
 
     Of all marketplaces unless one is named; of one tenant if it is named, else the sums over all tenants, from the
-    summary. Durations and waits are in milliseconds, `success_rate` goes from 0 to 1; all are null where there is
-    nothing to divide by. How many tenants stand behind the day is in each row. `frame.attrs["notes"]` has a sentence
-    for each day that is not complete, with the names of those that are missing: a day without rows may be one on which
-    nothing ran, or one that nobody has computed. Raises UsageError for a marketplace or tenant that is not there, and
-    for what cannot be read.
+    summary; with `all_databases` those of all databases, from the global one, where it is at home. Durations and waits
+    are in milliseconds, `success_rate` goes from 0 to 1; all are null where there is nothing to divide by. How many
+    tenants stand behind the day is in each row. `frame.attrs["notes"]` has a sentence for each day that is not
+    complete, with the names of those that are missing: a day without rows may be one on which nothing ran, or one that
+    nobody has computed. Raises UsageError for a marketplace or tenant that is not there, and for what cannot be read.
     """
     import pandas as pd  # Not at the top: the command line makes no frame.
 
-    found = _read_stats(days, marketplace, tenant)
+    found = _read_stats(days, marketplace, tenant, all_databases)
     frame = pd.DataFrame(found.rows, columns=list(COLUMNS), dtype=object).convert_dtypes()
     frame.attrs["notes"] = found.notes
     return frame
@@ -95,7 +106,9 @@ class _Found(NamedTuple):
     notes: list[str]
 
 
-def _read_stats(days: int, marketplace: str | None, tenant: str | None) -> _Found:
+def _read_stats(days: int, marketplace: str | None, tenant: str | None, all_databases: bool) -> _Found:
+    if tenant is not None and all_databases:
+        raise UsageError("A tenant is in one database: give --tenant there, without --all-databases.")
     if days < 1:
         raise UsageError(f"--days {days} is not allowed: give 1 or more.")
     if marketplace is not None and marketplace not in MARKETPLACES:
@@ -113,7 +126,9 @@ def _read_stats(days: int, marketplace: str | None, tenant: str | None) -> _Foun
     with connected(engine, where) as connection:
         try:
             rows, records = (
-                _of_all(connection, closed, marketplace)
+                _of_all(
+                    connection, closed, marketplace, *((_global, _global_days) if all_databases else (_summary, _days))
+                )
                 if tenant is None
                 else _of_tenant(connection, tenant, closed, marketplace)
             )
@@ -136,14 +151,14 @@ def closed_days(settings: Settings, days: int, now: datetime) -> tuple[date, dat
 
 
 def _of_all(
-    connection: sa.Connection, closed: tuple[date, date], marketplace: str | None
+    connection: sa.Connection, closed: tuple[date, date], marketplace: str | None, table: sa.Table, days: sa.Table
 ) -> tuple[list[dict[str, Any]], dict[date, Record]]:
     with connection.begin():
-        require_table(connection, _summary)
-        require_table(connection, _days)
-        query = sa.select(*(_summary.c[name] for name in COLUMNS if name in _summary.c))
-        rows = _read(connection, query, _summary, closed, marketplace)
-        records = connection.execute(sa.select(_days).where(_days.c.date.between(*closed))).mappings()
+        require_table(connection, table)
+        require_table(connection, days)
+        query = sa.select(*(table.c[name] for name in COLUMNS if name in table.c))
+        rows = _read(connection, query, table, closed, marketplace)
+        records = connection.execute(sa.select(days).where(days.c.date.between(*closed))).mappings()
         return rows, {record["date"]: dict(record) for record in records}
 
 
@@ -224,9 +239,10 @@ def _read(
 @click.option("--days", default=7, show_default=True, help="How many closed days.")
 @click.option("--marketplace", help=f"One of {', '.join(MARKETPLACES)}; default all.")
 @click.option("--tenant", help="A schema, for instance user_7; default the sums over all tenants.")
+@click.option("--all-databases", is_flag=True, help="The sums over all databases, from the global summary.")
 @click.option("--format", "kind", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-def main(days: int, marketplace: str | None, tenant: str | None, kind: str) -> None:
-    found = _read_stats(days, marketplace, tenant)
+def main(days: int, marketplace: str | None, tenant: str | None, all_databases: bool, kind: str) -> None:
+    found = _read_stats(days, marketplace, tenant, all_databases)
     if kind == "csv":
         writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
         writer.writeheader()

@@ -11,7 +11,14 @@ from tests.conftest import ROOT
 
 # From the outside in: a module may import from its own layer and from those after it.
 LAYERS = (
-    ("pipelines.definitions", "pipelines.demo", "pipelines.metrics", "pipelines.report", "migrations.env"),
+    (
+        "pipelines.definitions",
+        "pipelines.global_definitions",
+        "pipelines.demo",
+        "pipelines.metrics",
+        "pipelines.report",
+        "migrations.env",
+    ),
     ("pipelines.schedules", "pipelines.sensors", "pipelines.migration", "pipelines.alerts", "pipelines.ledgers"),
     ("assets", "migrations"),
     ("pipelines",),
