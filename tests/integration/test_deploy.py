@@ -277,7 +277,11 @@ def test_a_command_says_which_database_it_means(deployment: Deployment) -> None:
 def test_one_code_server_of_several_is_like_the_only_one() -> None:
     """Their units differ in nothing but the environment and the command."""
     only, one = (settings(unit) for unit in ("code", "code@eu"))
-    assert {name for name in only | one if only.get(name) != one.get(name)} == {"EnvironmentFile", "ExecStart"}
+    assert {name for name in only | one if only.get(name) != one.get(name)} == {
+        "Environment",
+        "EnvironmentFile",
+        "ExecStart",
+    }
 
 
 def test_the_read_only_web_server_is_like_the_other() -> None:

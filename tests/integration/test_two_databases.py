@@ -30,6 +30,7 @@ pytestmark = pytest.mark.xdist_group("two_databases")
 JOBS = {"eu": 2, "us": 3}  # How many jobs a day each database has.
 YESTERDAY = datetime.now(UTC).date() - timedelta(1)
 LIMIT = 4  # Of one database's runs at once, in deploy/dagster.yaml.
+GLOBAL, GLOBAL_SUMMARY = "global", "marketplace_global_summary_job"
 STATS, SUMMARY = "marketplace_job_stats_job", "marketplace_daily_summary_job"
 ALERTS = "alert_on_failure"
 SHORTER = (  # What is waited for on purpose: for a code server, and for a server.
@@ -77,7 +78,7 @@ class Two:
             name: found["sensorState"]
             for name, location in self.defined().items()
             for found in location["sensors"]
-            if found["name"] == sensor
+            if found["name"] == sensor and name in JOBS
         }
 
     def read_on(self, since: dict[str, str]) -> dict[str, str]:
@@ -167,7 +168,7 @@ def two(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
         deployment = Deployment(
             tmp_path_factory.mktemp("two") / "deployment",
             {"DAGSTER_POSTGRES_URL": dagster_url(server, "dagster_two")},
-            ports={port: free_port() for port in ("3000", "4001", "4002")},
+            ports={port: free_port() for port in ("3000", "4001", "4002", "4003")},
         )
         stack.callback(deployment.stop_all)
         deployment.variables["MARKETPLACE_STATS_WORKSPACE"] = "deploy/workspace-several.yaml"
@@ -185,6 +186,14 @@ def two(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
                 "ALERT_WEBHOOK_URL": f"http://127.0.0.1:{receiver.server_port}/{location}",
             }
             deployment.start(f"{CODE}@{location}")
+        # The summary over both, at home in eu, reads as the run's role: a role that only reads has its own test.
+        deployment.databases[GLOBAL] = {
+            **example("global.environment.example"),
+            "DATABASE_URL": deployment.databases["eu"]["DATABASE_URL"],
+            **{f"STATS_DATABASE_URL_{name}": deployment.databases[name]["DATABASE_URL"] for name in JOBS},
+            "STATS_CODE_PORT": deployment.ports["4003"],
+        }
+        deployment.start(f"{CODE}@{GLOBAL}")
         two = Two(deployment, servers, receiver)
         deployment.start(DAEMON)
         deployment.start(WEB)
@@ -198,6 +207,10 @@ def two(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
 def test_both_are_under_one_dagit(two: Two) -> None:
     """Every asset has its own key, and both have all jobs, schedules and sensors, under the same names."""
     defined = two.defined()
+    over_all = defined.pop(GLOBAL)
+    summaries = {(location, "marketplace_daily_summary") for location in JOBS}
+    keys = {tuple(node["assetKey"]["path"]) for node in over_all["assetNodes"]}
+    assert keys == {("marketplace_global_summary",), *summaries}
     keys = {name: {tuple(node["assetKey"]["path"]) for node in one["assetNodes"]} for name, one in defined.items()}
     expected = {spec.key.path[-1] for spec in build_defs(Settings.from_env({})).resolve_all_asset_specs()}
     assert keys == {location: {(location, name) for name in expected} for location in JOBS}
@@ -278,3 +291,14 @@ def test_a_code_server_killed_in_mid_run_holds_back_only_its_own(two: Two) -> No
     two.deployment.start(code)
     assert two.reaches(due) == "SUCCESS"
     assert two.alerts(at_work, due) == []
+
+
+def test_the_summary_over_both(two: Two) -> None:
+    """The third location adds up what the other two have summarized, from the environment of its own unit."""
+    for location in JOBS:
+        for job in (STATS, SUMMARY):
+            assert two.reaches(two.launch(location, job, days_ago=5)) == "SUCCESS"
+    assert two.reaches(two.launch(GLOBAL, GLOBAL_SUMMARY, days_ago=5)) == "SUCCESS"
+    with two.connect("eu") as connection:
+        [(jobs,)] = connection.execute("SELECT total_jobs FROM marketplace_stats.marketplace_global_summary").fetchall()
+    assert jobs == sum(JOBS.values())
