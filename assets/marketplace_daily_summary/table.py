@@ -104,7 +104,7 @@ def write_rows(
 def write_days(connection: sa.Connection, table: sa.Table, days: Mapping[date, Mapping[str, Any]]) -> None:
     """Makes a summary's table of days hold these; the same way."""
     stored = connection.execute(sa.select(table).where(table.c.date.in_(list(days)))).mappings()
-    known = {row["date"]: row for row in stored}
+    known: dict[date, Mapping[Any, Any]] = {row["date"]: row for row in stored}
     changed = [
         {"date": day, **record}
         for day, record in days.items()

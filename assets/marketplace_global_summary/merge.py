@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from assets.marketplace_daily_summary.aggregate import KEY
 from assets.marketplace_daily_summary.completeness import by_number
+from assets.marketplace_daily_summary.table import KEY
 from pipelines.completeness import COUNTS
 
 Part = Mapping[str, Any]
@@ -23,8 +23,8 @@ def record_of(parts: Mapping[str, Part], missing: Mapping[str, int], old: Collec
     whose database could not be read now.
     """
     counts = Counter({name: sum(part["day"][name] for part in parts.values()) for name in COUNTS})
-    for tenants in missing.values():
-        counts.update(tenants_expected=tenants, tenants_missing=tenants)
+    for number in missing.values():
+        counts.update(tenants_expected=number, tenants_missing=number)
     tenants = sorted((name for part in parts.values() for name in part["day"]["missing_tenants"]), key=by_number)
     return {
         **{name: counts[name] for name in COUNTS},

@@ -209,8 +209,8 @@ def test_both_are_under_one_dagit(two: Two) -> None:
     defined = two.defined()
     over_all = defined.pop(GLOBAL)
     summaries = {(location, "marketplace_daily_summary") for location in JOBS}
-    keys = {tuple(node["assetKey"]["path"]) for node in over_all["assetNodes"]}
-    assert keys == {("marketplace_global_summary",), *summaries}
+    found = {tuple(node["assetKey"]["path"]) for node in over_all["assetNodes"]}
+    assert found == {("marketplace_global_summary",), *summaries}
     keys = {name: {tuple(node["assetKey"]["path"]) for node in one["assetNodes"]} for name, one in defined.items()}
     expected = {spec.key.path[-1] for spec in build_defs(Settings.from_env({})).resolve_all_asset_specs()}
     assert keys == {location: {(location, name) for name in expected} for location in JOBS}
