@@ -91,7 +91,7 @@ SUMMARY: Sources = {
     **{measure.mean: _of(_STATS, measure.sum, measure.count) for measure in MEASURES},
     **{name: _of(_STATS, *measure.sketch) for measure in MEASURES for name in measure.percentiles},
     "top_failing": _of(_STATS, "failure_count"),
-    "top_reasons": _of(_FACTS, "failure_reason", "status"),
+    **dict.fromkeys(("top_reasons", "failure_reasons"), _of(_FACTS, "failure_reason", "status")),
     "tenants_older_definition": (
         *_of(_STATS, "total_jobs", "cancelled_count", "expired_count"),
         *_of(_LEDGER, "definition", "outcome"),

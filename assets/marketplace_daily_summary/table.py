@@ -58,7 +58,7 @@ def write(
     """Makes the tables hold these rows and days, in one durable transaction.
 
     A day in which one of the tenants `unread` may have a part is left as it is: it would become less than it was. With
-    `keep_reasons` the rows that are there keep their `top_reasons`. The lock comes first, so that two runs follow each
+    `keep_reasons` the rows that are there keep their reasons. The lock comes first, so that two runs follow each
     other, and readers are not disturbed.
     """
     with connection.begin():
