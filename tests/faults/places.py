@@ -211,7 +211,7 @@ def make_template(servers: Sequence[Server], customers: Sequence[str]) -> None:
     dump = subprocess.run([binaries() / "pg_dump", url_of(conninfo)], check=True, capture_output=True).stdout
     for server in servers[1:]:
         where = url_of(f"{server.conninfo} dbname=template")
-        subprocess.run([binaries() / "psql", "-Xq1", "-v", "ON_ERROR_STOP=1", where], input=dump, check=True, stdout=-3)
+        subprocess.run([binaries() / "psql", "-Xq", "-v", "ON_ERROR_STOP=1", where], input=dump, check=True, stdout=-3)
 
 
 def campaign(server_count: int, customer_count: int, jobs: int, steps: int, seed: int, folder: Path) -> Counter[str]:
