@@ -194,6 +194,11 @@ def add_up_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], l
     return dict(found)
 
 
+def top_reasons(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """The most frequent of them."""
+    return {key: reasons[:MOST_NAMED] for key, reasons in add_up_reasons(rows).items()}
+
+
 def add_up(parts: Sequence[Mapping[str, Any]], reasons: Mapping[tuple[Any, ...], list[dict[str, Any]]]) -> pd.DataFrame:
     """The rows of all batches, or databases, as a summary frame with COLUMNS: one row per key, sorted by it.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from assets.marketplace_daily_summary.aggregate import add_up_reasons
+from assets.marketplace_daily_summary.aggregate import top_reasons
 
 KEY = {"date": date(2026, 1, 15), "marketplace": "ebay", "action_code": "publish"}
 
@@ -22,7 +22,7 @@ def test_equally_frequent_reasons_are_in_the_order_of_their_text(step: int) -> N
         reason("g", 1),
         reason("z", 9, action_code="delete"),
     ]
-    found = add_up_reasons(rows[::step])
-    assert [entry["reason"] for entry in found[tuple(KEY.values())]][:5] == ["g", "a", "b", "c", "d"]
+    found = top_reasons(rows[::step])
+    assert [entry["reason"] for entry in found[tuple(KEY.values())]] == ["g", "a", "b", "c", "d"]
     assert found[tuple(KEY.values())][0] == {"reason": "g", "jobs": 3, "tenants": 2}
     assert [entry["reason"] for entry in found[KEY["date"], "ebay", "delete"]] == ["z"]
