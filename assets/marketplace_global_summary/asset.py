@@ -1,7 +1,7 @@
 """The asset: read what is new in each database, keep it, add it up in the home, show it."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -47,6 +47,9 @@ again after a move, is named, and the rows of that day stay as they were until i
 again every few hours.
 """
 
+PIECE = 31
+"""How many days are read, and added up, at once."""
+
 _rows, _days, _parts = (
     model.__table__ for model in (MarketplaceGlobalSummary, MarketplaceGlobalSummaryDay, MarketplaceGlobalSummaryPart)
 )
@@ -79,15 +82,15 @@ _MARKED = sa.text(f"""
 
 @dataclass
 class _Run:
-    """What a run found: the record of each day, which databases could not be read, who is counted twice and where, who
-    was in the numbers of a day and is no longer, and the days whose rows stay as they were."""
+    """What a run found: the record of each day and its numbers, which databases could not be read, who is counted twice
+    and where, on days whose rows stay as they were, and who was in the numbers of a day and is no longer."""
 
     days: dict[date, dict[str, Any]] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    numbers: dict[date, Counter[str]] = field(default_factory=dict)
     unread: dict[str, str] = field(default_factory=dict)
     twice: dict[date, dict[str, list[str]]] = field(default_factory=dict)
     gone: dict[str, list[date]] = field(default_factory=dict)
-    changes: dict[str, int] = field(default_factory=dict)
+    changes: Counter[str] = field(default_factory=Counter)
     read: dict[str, int] = field(default_factory=dict)
 
     def failure(self) -> str:
@@ -173,13 +176,12 @@ def build_marketplace_global_summary(
 
 
 def _metadata(run: _Run, day: date) -> dict[str, Any]:
-    record = run.days[day]
-    rows = [row for row in run.rows if row["date"] == day]
+    record, numbers = run.days[day], run.numbers.get(day, Counter())
     return {
-        "dagster/row_count": len(rows),
-        "jobs": sum(row["total_jobs"] for row in rows),
-        "failed_jobs": sum(row["failure_count"] for row in rows),
-        "tasks": sum(row["total_tasks"] for row in rows),
+        "dagster/row_count": numbers["rows"],
+        "jobs": numbers["total_jobs"],
+        "failed_jobs": numbers["failure_count"],
+        "tasks": numbers["total_tasks"],
         **{name: number for name, number in record.items() if name.startswith("tenants_") and name != "tenants_twice"},
         "complete": describe(record),
     }
@@ -207,87 +209,119 @@ def _update(
         home.execute(sa.text(f"LOCK TABLE {_rows.fullname} IN SHARE ROW EXCLUSIVE MODE"))
         known = {(row.date, row.database): row.version for row in home.execute(_KNOWN)}
         touched = {day for day, database in known if database not in databases.names} | set(home.scalars(_MARKED))
-        before: dict[date, dict[str, merge.Part]] = {}
+        touched |= set(window.dates)
+        left: defaultdict[date, set[tuple[str, str]]] = defaultdict(set)
         for name in databases.names:
             have = {day: version for (day, database), version in known.items() if database == name}
             try:
-                found, gone = _read(databases, name, have, window.time_zone)
+                with home.begin_nested(), databases.connect(name) as connection, connection.begin():
+                    new, gone = _changed(connection, have, window.time_zone, partition_keys)
+                    days = new.keys() | gone
+                    for some in _in_pieces(days):
+                        read = connection.execute(_READ, {"dates": [day for day in some if day in new]}).mappings()
+                        parts = [{**row, "database": name, "version": new[row["date"]]} for row in read]
+                        now = {row["date"]: merge.active_tenants({name: row}) for row in parts}
+                        for day, before in _kept(home, some, name).items():
+                            left[day] |= merge.active_tenants(before) - now.get(day, set())
+                        upsert(home, _parts, ("date", "database"), parts)
+                    home.execute(sa.delete(_parts).where(_parts.c.database == name, _parts.c.date.in_(sorted(gone))))
             except UsageError as error:
                 run.unread[name] = error.message
-                continue
             except sa.exc.DBAPIError as error:
+                if home.invalidated:
+                    raise
                 run.unread[name] = explain(error)
-                continue
-            run.read[name] = len(found)
-            touched |= {row["date"] for row in found} | gone
-            for day, parts in _kept(home, touched - before.keys()).items():
-                before[day] = parts
-            home.execute(sa.delete(_parts).where(_parts.c.database == name, _parts.c.date.in_(sorted(gone))))
-            upsert(home, _parts, ("date", "database"), found)
+            else:
+                run.read[name] = len(new)
+                touched |= days
         if len(run.unread) == len(databases.names):
             raise UsageError(f"No database could be read. {first_reasons(run.unread)}.")
         home.execute(sa.delete(_parts).where(_parts.c.database.not_in(databases.names)))
-        touched = {day for day in touched | set(window.dates) if day.isoformat() in partition_keys}
+        touched = {day for day in touched if day.isoformat() in partition_keys}
+        where = server_and_database(home)
         context.log.info(
-            f"Adding up {counted(len(touched), 'day')} of {len(run.read)} databases, in {server_and_database(home)}"
+            f"Adding up {counted(len(touched), 'day')} of {counted(len(run.read), 'database')}, in {where}"
         )
         history: defaultdict[str, dict[date, int]] = defaultdict(dict)
         for row in home.execute(_KNOWN):
             history[row.database][row.date] = row.tenants
-        after = _kept(home, touched)
-        rows: list[dict[str, Any]] = []
-        for day in sorted(touched):
-            parts = after.get(day, {})
-            missing = {
-                name: _tenants_before(history[name], day)
-                for name in databases.names
-                if name not in parts and (not history[name] or min(history[name]) < day)
-            }
-            run.days[day] = merge.record_of(parts, missing, run.unread.keys() & parts.keys())
-            if twice := merge.counted_twice(parts):
-                run.twice[day] = twice
-            else:
-                rows += merge.rows_of(day, parts)
-            for tenant, _ in merge.active_tenants(before.get(day, {})) - merge.active_tenants(parts):
-                run.gone.setdefault(tenant, []).append(day)
-        try:
-            frame = add_up(rows, add_up_reasons(merge.reasons_of(rows)))
-        except ValueError as error:
-            raise UsageError(f"{error}: bring all databases to one release, and make their summaries again.") from None
-        run.rows = [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
-        run.changes = write_rows(home, _rows, run.rows, run.days.keys() - run.twice.keys())
+        for some in _in_pieces(touched):
+            after = _kept(home, some)
+            for day in some:
+                _look_at(run, day, after.get(day, {}), left[day], databases.names, history)
+            rows = [row for day in some if day not in run.twice for row in merge.rows_of(day, after.get(day, {}))]
+            try:
+                frame = add_up(rows, add_up_reasons(merge.reasons_of(rows)))
+            except ValueError as error:
+                raise UsageError(
+                    f"{error}: bring all databases to one release, and make their summaries again."
+                ) from None
+            records: list[dict[Any, Any]] = frame.to_dict("records")
+            run.changes.update(write_rows(home, _rows, records, set(some) - run.twice.keys()))
+            for record in records:
+                numbers = run.numbers.setdefault(record["date"], Counter())
+                numbers["rows"] += 1
+                numbers.update({name: record[name] for name in ("total_jobs", "failure_count", "total_tasks")})
         write_days(home, _days, run.days)
     return run
 
 
-def _tenants_before(tenants: Mapping[date, int], day: date) -> int:
-    """For how many tenants a database stands on a day that it does not have: as many as on the last one before."""
-    return tenants[max(earlier for earlier in tenants if earlier < day)] if tenants else 1
+def _look_at(
+    run: _Run,
+    day: date,
+    parts: Mapping[str, Any],
+    left: Set[tuple[str, str]],
+    names: Sequence[str],
+    history: Mapping[str, Mapping[date, int]],
+) -> None:
+    """What stands behind a day, from its parts.
+
+    `left`: who is not where it was any more. `history`: for how many tenants each database stands on its days.
+    """
+    from assets.marketplace_global_summary import merge
+
+    missing = {}
+    for name in names:
+        tenants = history.get(name, {})
+        earlier = [other for other in tenants if other < day]
+        if name not in parts and (earlier or not tenants):  # Else it has only begun later.
+            missing[name] = tenants[max(earlier)] if earlier else 1
+    run.days[day] = merge.record_of(parts, missing, run.unread.keys() & parts.keys())
+    if twice := merge.counted_twice(parts):
+        run.twice[day] = twice
+    for tenant, _ in left - merge.active_tenants(parts):
+        run.gone.setdefault(tenant, []).append(day)
 
 
-def _kept(home: sa.Connection, days: set[date]) -> dict[date, dict[str, Any]]:
-    """What is kept of each database, by day."""
+def _in_pieces(days: Iterable[date]) -> Iterator[list[date]]:
+    """The days in order, some at a time: so many rows with their sketches are held at once."""
+    found = sorted(days)
+    for start in range(0, len(found), PIECE):
+        yield found[start : start + PIECE]
+
+
+def _kept(home: sa.Connection, days: Collection[date], database: str | None = None) -> dict[date, dict[str, Any]]:
+    """What is kept of each database, or of one, by day."""
     found: dict[date, dict[str, Any]] = {}
     query = sa.select(_parts.c.date, _parts.c.database, _parts.c.rows, _parts.c.day)
+    if database is not None:
+        query = query.where(_parts.c.database == database)
     for row in home.execute(query.where(_parts.c.date.in_(sorted(days)))).mappings():
         found.setdefault(row["date"], {})[row["database"]] = row
     return found
 
 
-def _read(
-    databases: OtherDatabases, name: str, have: Mapping[date, str], time_zone: str
-) -> tuple[list[dict[str, Any]], set[date]]:
-    """The parts of a database that are not those which the home has, and the days that it no longer has.
+def _changed(
+    connection: sa.Connection, have: Mapping[date, str], time_zone: str, partition_keys: Set[str]
+) -> tuple[dict[date, str], set[date]]:
+    """The days of a database that are not those which the home has, with their versions, and those that it has lost.
 
     Raises UsageError, or what the database raises.
     """
-    with databases.connect(name) as connection, connection.begin():
-        require_table(connection, _one_rows)
-        require_table(connection, _one_days)
-        versions = connection.execute(_VERSIONS).all()
-        if others := {row.time_zone for row in versions} - {time_zone}:
-            raise UsageError(f"its days are in {sorted(others)[0]}, not in {time_zone}, and days of two zones overlap")
-        new = {row.date: row.version for row in versions if have.get(row.date) != row.version}
-        rows = connection.execute(_READ, {"dates": sorted(new)}).mappings()
-        parts = [{**row, "database": name, "version": new[row["date"]]} for row in rows]
-    return parts, have.keys() - {row.date for row in versions}
+    require_table(connection, _one_rows)
+    require_table(connection, _one_days)
+    versions = [row for row in connection.execute(_VERSIONS) if row.date.isoformat() in partition_keys]
+    if others := {row.time_zone for row in versions} - {time_zone}:
+        raise UsageError(f"its days are in {min(others)}, not in {time_zone}, and days of two zones overlap")
+    new = {row.date: row.version for row in versions if have.get(row.date) != row.version}
+    return new, have.keys() - {row.date for row in versions}

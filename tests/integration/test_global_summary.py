@@ -272,3 +272,13 @@ def test_its_sensor_looks_at_the_databases(two: Two) -> None:
         assert requested("99") == []
         instance.report_runless_asset_event(dg.AssetObservation("marketplace_global_summary", partition=DAY))
         assert requested("99") == [DAY]
+
+
+def test_a_customer_who_is_gone(two: Two) -> None:
+    """Its jobs leave the sums of all its days, as they leave the summary of its database; that is said by name."""
+    with two.connect("us") as us:
+        us.execute("DROP SCHEMA user_4 CASCADE")
+    two.summarize("us")
+    result = two.add_up(NEXT)
+    assert result.success and two.jobs() == dict.fromkeys(BOTH, 1)
+    assert metadata(result)[NEXT]["run_customers_gone"] == 1
