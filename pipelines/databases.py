@@ -48,9 +48,10 @@ class OtherDatabases(dg.ConfigurableResource):  # type: ignore[type-arg]
         where = conninfo(url_variable(name))
         engine = create_engine(
             where,
-            search_path="pg_catalog",
+            is_reader=True,
             lock_timeout=self.lock_timeout_ms,
             statement_timeout=self.statement_timeout_ms,
+            row_security="off",  # A policy that hides rows is an error: they would be missing in the numbers.
             default_transaction_read_only="on",
         )
         with connected(engine, where) as connection:
