@@ -42,7 +42,7 @@ ALL = {RANGE_START: DAYS[0], RANGE_END: DAYS[-1]}
 _JOBS = """
     INSERT INTO {schema}.marketplace_jobs
            (id, marketplace, action_type_id, status, retry_count, error_message, created_at, started_at, completed_at)
-    SELECT id, (ARRAY['vinted', 'ebay', 'etsy'])[1 + h % 3], 1 + h % 9,
+    SELECT id, (ARRAY['vinted', 'ebay', 'etsy'])[1 + h % 3], 1 + h / 11 % 9,
            (ARRAY['completed', 'completed', 'failed', 'cancelled'])[1 + h / 7 % 4], h % 3,
            CASE WHEN h / 7 % 4 = 2 THEN 'no answer from ' || chr(97 + h % 17) END,
            ended - interval '1 hour', ended - h % 900000 * interval '1 ms', ended
