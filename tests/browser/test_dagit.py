@@ -24,6 +24,7 @@ from tests.integration.test_command_line import MATERIALIZE
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
+    pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: no `chromium` is on the PATH"),
     pytest.mark.xdist_group("browser"),
 ]

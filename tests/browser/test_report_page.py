@@ -19,7 +19,11 @@ from assets.sketch import MEASURES, VERSION
 from tests.browser.harness import Watched
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: no `chromium` is on the PATH")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: no `chromium` is on the PATH"),
+    pytest.mark.browser,
+    pytest.mark.xdist_group("report_page"),
+]
 
 LAST = date(2026, 3, 10)
 BAD = LAST - timedelta(3)

@@ -24,6 +24,8 @@ import pytest
 from tests.conftest import ROOT, create_database, run_url, url_of
 from tests.integration.common import TENANTS
 
+pytestmark = pytest.mark.deployment
+
 CODE, DAEMON, WEB, VIEW, HEALTH = "code", "daemon", "web", "view", "health"
 REFUSAL = "Error: DATABASE_URL is empty: set it to postgresql://..., or unset it to use the embedded server."
 # As the asset's page does it: a range of days, which is one run.

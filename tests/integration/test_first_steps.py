@@ -17,6 +17,8 @@ import pytest
 from pipelines import install
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.deployment
+
 
 @pytest.fixture
 def checkout() -> Iterator[Path]:

@@ -24,7 +24,11 @@ from websockets.sync.client import connect
 
 from tests.integration.test_deploy import VIEW, WEB, Deployment, dagster_url, free_port
 
-pytestmark = pytest.mark.skipif(not shutil.which("nginx", path="/usr/sbin:/usr/bin"), reason="There is no nginx here.")
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("nginx", path="/usr/sbin:/usr/bin"), reason="There is no nginx here."),
+    pytest.mark.deployment,
+    pytest.mark.xdist_group("proxy"),
+]
 
 OPERATORS, ANALYSTS = "stats.example.com", "stats-view.example.com"
 PASSWORD = "a word of this test"  # noqa: S105
