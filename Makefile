@@ -20,7 +20,7 @@ dev: install ## Open Dagit, on the demo's data or on DATABASE_URL.
 TEST_WORKERS ?= 3
 
 test: install ## Run the tests side by side, each worker on a PostgreSQL of its own.
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: install ## Check style and types.
 	$(BIN)/ruff check .

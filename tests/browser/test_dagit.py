@@ -26,7 +26,6 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: no `chromium` is on the PATH"),
-    pytest.mark.xdist_group("browser"),
 ]
 
 TIMEOUT_MS = 60_000

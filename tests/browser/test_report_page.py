@@ -22,7 +22,6 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: no `chromium` is on the PATH"),
     pytest.mark.browser,
-    pytest.mark.xdist_group("report_page"),
 ]
 
 LAST = date(2026, 3, 10)

@@ -19,9 +19,6 @@ from migrations.target import HEAD
 from tests.conftest import RUN_ROLE, hide_triggers
 from tests.faults.harness import DAYS, FIGURES, FIRST, LAST, TENANTS, Run, World
 
-# One worker runs them all: the last test counts what the others have injected.
-pytestmark = pytest.mark.xdist_group("faults")
-
 WAITING = "SELECT FROM pg_stat_activity WHERE usename = 'stats' AND wait_event_type = 'Lock' AND wait_event = '{}'"
 PAUSES = {
     "lock": ("LOCK TABLE user_4.marketplace_job_stats IN SHARE MODE", "relation"),

@@ -25,8 +25,7 @@ from tests.integration.common import TENANTS, calm_time
 from tests.integration.test_alerts import Handler, Received, Receiver
 from tests.integration.test_command_line import MATERIALIZE
 
-# One worker runs them all: what they look at takes long to make.
-pytestmark = [pytest.mark.xdist_group("daemon"), pytest.mark.deployment]
+pytestmark = pytest.mark.deployment
 
 NIGHTLY, WEEKLY = "marketplace_job_stats_schedule", "marketplace_job_stats_weekly_schedule"
 SECRETS = PASSWORD, PATH = "s3cret-in-url", "s3cret-in-path"

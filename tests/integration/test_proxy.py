@@ -27,7 +27,6 @@ from tests.integration.test_deploy import VIEW, WEB, Deployment, dagster_url, fr
 pytestmark = [
     pytest.mark.skipif(not shutil.which("nginx", path="/usr/sbin:/usr/bin"), reason="There is no nginx here."),
     pytest.mark.deployment,
-    pytest.mark.xdist_group("proxy"),
 ]
 
 OPERATORS, ANALYSTS = "stats.example.com", "stats-view.example.com"

@@ -24,8 +24,7 @@ from tests.integration.test_alerts import Handler, Receiver
 from tests.integration.test_deploy import CODE, DAEMON, WEB, Deployment, dagster_url, example, free_port
 from tests.server import Server, server_to_control
 
-# One worker runs them all: what they look at takes long to make.
-pytestmark = [pytest.mark.xdist_group("two_databases"), pytest.mark.deployment]
+pytestmark = pytest.mark.deployment
 
 JOBS = {"eu": 2, "us": 3}  # How many jobs a day each database has.
 YESTERDAY = datetime.now(UTC).date() - timedelta(1)

@@ -342,9 +342,10 @@ def owners(world: World) -> set[str]:
 
 
 def create_roles(server: str) -> None:
-    """The roles that all worlds share."""
+    """The roles that all worlds of a server share."""
     with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
-        connection.execute("CREATE ROLE reader; CREATE ROLE owner LOGIN")
+        if not connection.execute("SELECT FROM pg_roles WHERE rolname = 'reader'").fetchall():
+            connection.execute("CREATE ROLE reader; CREATE ROLE owner LOGIN")
 
 
 def play_all(server: str, seeds: Sequence[int], releases: Sequence[Migrate] = (here,)) -> tuple[int, int]:
