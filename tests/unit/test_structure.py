@@ -19,6 +19,7 @@ LAYERS = (
         "pipelines.report",
         "migrations.env",
     ),
+    ("pipelines.stats",),
     ("pipelines.schedules", "pipelines.sensors", "pipelines.migration", "pipelines.alerts", "pipelines.ledgers"),
     ("assets", "migrations"),
     ("pipelines",),
