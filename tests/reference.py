@@ -494,7 +494,7 @@ def _fact(job: Mapping[Any, Any], calendar: "_Calendar", failure_reasons: bool) 
         marketplace=job["marketplace"],
         action_type_id=int(job["action_type_id"]),
         status=job["status"],
-        retry_count=int(job["retry_count"]),
+        retry_count=int(job["retry_count"] or 0),
         duration_ms=_milliseconds(job["started_at"], completed_at) if has_run else None,
         wait_ms=_milliseconds(created_at, job["started_at"]),
         failure_reason=failure_reason(job["error_message"]) if has_failed and failure_reasons else None,
@@ -514,7 +514,7 @@ def _with_tasks(fact: Fact, old: Fact | None, tasks: Mapping[int, Sequence[Mappi
                 task_count=len(of_job),
                 task_success_count=success_count,
                 task_failure_count=len(ended) - success_count,
-                task_retry_count=sum(int(task["retry_count"]) for task in ended),
+                task_retry_count=sum(int(task["retry_count"] or 0) for task in ended),
             )
     if old is None:
         return fact
