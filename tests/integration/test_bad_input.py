@@ -73,9 +73,76 @@ CASES = {
         "marketplace_job_stats lacks the columns total_tasks: run `alembic -x tenant={t} upgrade head`",
     ),
     "half a source": (
-        "ALTER TABLE {t}.marketplace_tasks DROP COLUMN retry_count",
-        "column marketplace_tasks.retry_count does not exist (SQLSTATE 42703): if it is a column of the application's",
+        "ALTER TABLE {t}.marketplace_tasks DROP COLUMN retry_count, DROP COLUMN status",
+        "marketplace_tasks lacks the columns status, retry_count, which are read: give {t}.marketplace_tasks the",
     ),
+    "a source without what is not read": (
+        "ALTER TABLE {t}.marketplace_tasks DROP COLUMN id, DROP COLUMN completed_at; "
+        "ALTER TABLE {t}.marketplace_jobs DROP COLUMN priority",
+        DONE,
+    ),
+    **{
+        f"{table} as a materialized view": (
+            f"""ALTER TABLE {{t}}.{table} RENAME TO stored;
+                CREATE MATERIALIZED VIEW {{t}}.{table} AS SELECT * FROM {{t}}.stored;
+                GRANT SELECT ON {{t}}.{table} TO {{role}}""",
+            f"{table} is a materialized view, which shows rows as they were at its last refresh: make it a view, or a "
+            "table",
+        )
+        for table in ("marketplace_jobs", "marketplace_tasks")
+    },
+    **{
+        f"{table}: {column} of another type": (
+            f"ALTER TABLE {{t}}.{table} {more} ALTER {column} TYPE {type_} USING {value}",
+            f"{table} has {column} as {type_}, not {right}, so its values would not be what they say: change the type "
+            f"in {{t}}.{table}",
+        )
+        for table, column, type_, right, value, more in (
+            ("marketplace_jobs", "completed_at", "date", "timestamp with time zone", "completed_at::date", ""),
+            ("marketplace_jobs", "started_at", "text", "timestamp with time zone", "started_at::text", ""),
+            ("marketplace_jobs", "status", "integer", "text", "length(status)", ""),
+            ("marketplace_jobs", "marketplace", "jsonb", "varchar(50)", "to_jsonb(marketplace)", ""),
+            ("marketplace_jobs", "retry_count", "numeric(9,1)", "integer", "0.5", "ALTER retry_count DROP DEFAULT,"),
+            ("marketplace_jobs", "action_type_id", "text", "integer", "action_type_id::text", ""),
+            ("marketplace_jobs", "id", "numeric", "integer", "id + 0.4", "ALTER id DROP DEFAULT,"),
+            ("marketplace_tasks", "job_id", "text", "integer", "job_id::text", ""),
+            ("marketplace_tasks", "status", "jsonb", "text", "to_jsonb(status)", ""),
+            ("marketplace_tasks", "retry_count", "real", "integer", "0.5", "ALTER retry_count DROP DEFAULT,"),
+        )
+    },
+    "a domain over a date": (
+        """CREATE DOMAIN {t}.day AS date;
+           ALTER TABLE {t}.marketplace_jobs ALTER completed_at TYPE {t}.day USING completed_at::date""",
+        "marketplace_jobs has completed_at as {t}.day, not timestamp with time zone",
+    ),
+    "domains, an enum and types that hold as much": (
+        """CREATE DOMAIN {t}.word AS varchar; CREATE DOMAIN {t}.number AS bigint;
+           CREATE DOMAIN {t}.instant AS timestamptz; CREATE TYPE {t}.shop AS ENUM ('vinted', 'ebay', 'etsy');
+           ALTER TABLE {t}.marketplace_jobs ALTER id TYPE {t}.number, ALTER status TYPE {t}.word,
+               ALTER marketplace TYPE {t}.shop USING marketplace::{t}.shop, ALTER completed_at TYPE {t}.instant,
+               ALTER retry_count TYPE smallint, ALTER action_type_id TYPE bigint, ALTER started_at TYPE timestamptz(0);
+           ALTER TABLE {t}.marketplace_tasks ALTER job_id TYPE bigint, ALTER status TYPE char(20)""",
+        DONE,
+    ),
+    "retries that are null": (
+        """ALTER TABLE {t}.marketplace_jobs ALTER retry_count DROP NOT NULL;
+           UPDATE {t}.marketplace_jobs SET retry_count = NULL WHERE id = 1""",
+        DONE,
+    ),
+    **{
+        f"ours: {table}.{column} as {type_}": (
+            f"ALTER TABLE {{t}}.{table} ALTER {column} TYPE {type_}",
+            f"{table} has {column} as {type_}, not {right}: run `alembic -x tenant={{t}} upgrade head`",
+        )
+        for table, column, type_, right in (
+            (STATS, "date", "timestamp with time zone", "date"),
+            (STATS, "duration_sum_ms", "integer", "bigint"),
+            (STATS, "p50_duration_ms", "real", "double precision"),
+            (FACTS, "created_at", "timestamp(0) with time zone", "timestamp with time zone"),
+            ("marketplace_job_stats_days", "date", "timestamp without time zone", "date"),
+            ("marketplace_job_stats_changes", "action_type_id", "smallint", "integer"),
+        )
+    },
     "no privilege": (
         "REVOKE SELECT ON {t}.marketplace_tasks FROM {role}",
         "permission denied for table marketplace_tasks (SQLSTATE 42501): migrate it with MIGRATION_DATABASE_URL",
@@ -192,7 +259,8 @@ CASES = {
     ),
     "facts without a zone": (
         "ALTER TABLE {t}.marketplace_job_facts ALTER created_at TYPE timestamp",
-        "marketplace_job_facts has timestamps without time zone, created_at: run `alembic -x tenant={t} upgrade head`",
+        "marketplace_job_facts has created_at as timestamp without time zone, not timestamp with time zone: "
+        "run `alembic -x tenant={t} upgrade head`",
     ),
     "a sequence behind its ids": (
         """INSERT INTO {t}.marketplace_job_stats (id, action_type_id, marketplace, date)
@@ -200,13 +268,12 @@ CASES = {
         "(SQLSTATE 23505): its sequence lies behind its ids, as after a restore: run `alembic -x "
         "tenant=<schema> upgrade head`",
     ),
-    "dates of another type": ("ALTER TABLE {t}.marketplace_job_stats ALTER date TYPE timestamp", DONE),
     "hidden rows": (
         "ALTER TABLE {t}.marketplace_jobs ENABLE ROW LEVEL SECURITY",
         'query would be affected by row-level security policy for table "marketplace_jobs" (SQLSTATE 42501)',
     ),
-    "a date that is none": (
-        "ALTER TABLE {t}.marketplace_jobs ALTER completed_at TYPE text",
+    "a message of another type": (
+        "ALTER TABLE {t}.marketplace_jobs ALTER error_message TYPE bytea USING error_message::bytea",
         "does not exist (SQLSTATE 42883): a column of the application has another type",
     ),
     "a number too large": (
@@ -268,9 +335,9 @@ def test_columns_of_other_types_spoil_no_other_tenant(connection: psycopg.Connec
         )
         application.insert(connection, schema, "marketplace_jobs", [job(id=1)])
     connection.execute("""
-        ALTER TABLE user_14.marketplace_job_stats ALTER date TYPE timestamp, ALTER action_type_id TYPE bigint,
+        ALTER TABLE user_14.marketplace_job_stats ALTER action_type_id TYPE bigint,
               ALTER marketplace TYPE text, ALTER total_jobs TYPE bigint;
-        ALTER TABLE user_14.marketplace_job_stats_days ALTER date TYPE timestamp, ALTER time_zone TYPE varchar(40);
+        ALTER TABLE user_14.marketplace_job_stats_days ALTER time_zone TYPE varchar(40);
         ALTER TABLE user_14.marketplace_jobs ALTER id TYPE bigint, ALTER action_type_id TYPE bigint""")
     for _ in range(2):  # The first rows, and the difference.
         run = materialize(environment={"STATS_WORKERS": "1"})
