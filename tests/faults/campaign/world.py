@@ -349,7 +349,7 @@ def mistake(world: World, command: str, answer: Answer, red: list[Answer]) -> st
         if command == "stats user_2":
             wanted = by_code(world.sums([world.stored("user_2", computed=False)]))
         found = {}
-        for row in json.loads(answer.output):
+        for row in json.JSONDecoder().raw_decode(answer.output)[0]:  # Notes follow.
             key = (row["date"], row["marketplace"], row["action_code"])
             if row["date"] >= DAYS[0].date.isoformat() and row["total_jobs"]:
                 numbers = (row["total_jobs"], row["failure_count"], row["task_failure_count"] or 0)
