@@ -26,6 +26,7 @@ _LOST = "something is missing that a revision before has made: repair it with th
 REMEDIES = {
     "0A000": "something of yours depends on it: drop that, and make it again afterwards, then run this tenant again",
     "22003": "a number does not fit: correct the row that the message names",
+    "2200H": "the ids have used up their sequence: make the column id a bigint, and give the sequence NO MAXVALUE",
     "23502": "a row has no action or no date: complete or delete it",
     "23505": "two rows have the same id: give one of them another",
     "2BP01": "something of yours depends on it: drop that, or move it to the new table, then run this tenant again",

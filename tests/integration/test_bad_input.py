@@ -276,6 +276,42 @@ CASES = {
         "ALTER TABLE {t}.marketplace_jobs ALTER error_message TYPE bytea USING error_message::bytea",
         "does not exist (SQLSTATE 42883): a column of the application has another type",
     ),
+    "jobs that nobody knows when they were created": (
+        """ALTER TABLE {t}.marketplace_jobs ALTER created_at DROP NOT NULL;
+           UPDATE {t}.marketplace_jobs SET created_at = NULL WHERE id = 1""",
+        "(SQLSTATE 23502): SELECT * FROM {t}.marketplace_jobs WHERE created_at IS NULL shows the rows of the "
+        "application: correct them",
+    ),
+    "jobs of no action": (
+        """ALTER TABLE {t}.marketplace_jobs ALTER action_type_id DROP NOT NULL;
+           UPDATE {t}.marketplace_jobs SET action_type_id = NULL""",
+        DONE,
+    ),
+    "a column that must be given": (
+        f"ALTER TABLE {{t}}.{STATS} ADD forgotten int NOT NULL",
+        'null value in column "forgotten" of relation "marketplace_job_stats" violates not-null constraint (SQLSTATE '
+        "23502): it is none of our columns, and has no default: ALTER TABLE {t}.marketplace_job_stats ALTER "
+        '"forgotten" DROP NOT NULL, or drop it',
+    ),
+    "a foreign key": (
+        f"CREATE TABLE {{t}}.types (id int PRIMARY KEY); ALTER TABLE {{t}}.{FACTS} "
+        "ADD CONSTRAINT known FOREIGN KEY (action_type_id) REFERENCES {t}.types",
+        '(SQLSTATE 23503): "known" of {t}.marketplace_job_facts is none of ours: drop it',
+    ),
+    "a check": (
+        f"ALTER TABLE {{t}}.{STATS} ADD CONSTRAINT few CHECK (total_jobs < 1)",
+        '(SQLSTATE 23514): "few" of {t}.marketplace_job_stats is none of ours: drop it',
+    ),
+    "a unique key": (
+        f"CREATE UNIQUE INDEX one ON {{t}}.{FACTS} (date)",
+        '(SQLSTATE 23505): "one" of {t}.marketplace_job_facts is none of ours: drop it',
+    ),
+    "a sequence at its end": (
+        f"""CREATE SEQUENCE {{t}}.ids START 2 MAXVALUE 2; GRANT USAGE ON {{t}}.ids TO {{role}};
+            SELECT nextval('{{t}}.ids');
+            ALTER TABLE {{t}}.{STATS} ALTER id SET DEFAULT nextval('{{t}}.ids')""",
+        'reached maximum value of sequence "ids" (2) (SQLSTATE 2200H): the ids have used up their sequence: ALTER',
+    ),
     "a number too large": (
         "ALTER TABLE {t}.marketplace_jobs ALTER retry_count TYPE bigint; "
         "UPDATE {t}.marketplace_jobs SET retry_count = 9223372036854775807",
