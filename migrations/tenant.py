@@ -256,7 +256,9 @@ def _failed(schema: str, shape: Shape | None, error: sa.exc.DBAPIError | psycopg
     if detail := getattr(diagnosis, "message_detail", None):  # For instance what depends on it.
         message += f" ({'; '.join(detail.splitlines()[:3])})"
     remedy = CONSTRAINT_REMEDIES.get(constraint) or (SERVER_REMEDIES | REMEDIES).get(sqlstate or "")
-    if sqlstate == "42501" and shape:
+    if sqlstate == "42501" and "tablespace" in message.lower():
+        remedy = "default_tablespace is one that this role must not use: ALTER ROLE ... RESET default_tablespace"
+    elif sqlstate == "42501" and shape:
         whose, remedy = _foreign(shape, role)
         message += f"; {whose}"
     remedy = remedy or "correct what the message says, then run it again"

@@ -26,7 +26,7 @@ from models.summary import (
 )
 from pipelines.action_types import UNKNOWN, action_types
 from pipelines.completeness import COUNTS, OUTCOMES, Record, notes
-from pipelines.database import connected, connection_reason, conninfo, create_engine, require_table
+from pipelines.database import connected, conninfo, create_engine, error_text, require_table
 from pipelines.settings import Settings, UsageError
 from pipelines.tenants import choose_tenants, on_tenant
 
@@ -133,7 +133,8 @@ def _read_stats(days: int, marketplace: str | None, tenant: str | None, all_data
                 else _of_tenant(connection, tenant, closed, marketplace)
             )
         except sa.exc.DBAPIError as error:
-            raise UsageError(f"The stats could not be read: {connection_reason(error)}.") from None
+            remedy = _REMEDIES.get(getattr(error.orig, "sqlstate", None) or "", "See to it")
+            raise UsageError(f"The stats could not be read: {error_text(error)}. {remedy}.") from None
     rows.sort(key=lambda row: (row["date"], row["marketplace"], row["action_code"]))
     for row in rows:
         row |= {name: records.get(row["date"], {}).get(name) for name in COUNTS}
@@ -148,6 +149,14 @@ def closed_days(settings: Settings, days: int, now: datetime) -> tuple[date, dat
     """
     last = now.astimezone(ZoneInfo(settings.time_zone)).date() - timedelta(days=1)
     return last - timedelta(days=min(days, (last - settings.start_date).days + 1) - 1), last
+
+
+_REMEDIES = {
+    "42501": "Run `alembic upgrade head` with MIGRATION_DATABASE_URL set, which grants what is missing; where a policy "
+    "would hide rows, give the role BYPASSRLS, or drop the policy",
+    "55P03": "Another session keeps a lock for longer than STATS_LOCK_TIMEOUT_MS: end it, or wait",
+    "57014": "It took longer than STATS_STATEMENT_TIMEOUT_MS: raise it, or ask for fewer days",
+}
 
 
 def _of_all(
