@@ -89,7 +89,9 @@ def _execute(command: str, environment: dict[str, str], output: str) -> None:
     print()
     for event in result.all_events:
         if event.is_step_failure and (error := event.step_failure_data.error):
-            print("Error:", error.message, "".join(("Traceback (most recent", *error.stack)) if error.stack else "")
+            cause = error.cause.message if error.cause else ""
+            stack = ("Traceback (most recent", *error.stack, cause) if error.stack else ()
+            print("Error:", error.message, "".join(stack))
     sys.exit(0 if result.success else 1)
 
 
@@ -322,7 +324,7 @@ def mistake(world: World, command: str, answer: Answer, red: list[Answer]) -> st
         return None
     if answer.status:
         return None
-    codes = "SELECT id, code FROM public.marketplace_action_types"
+    codes = "SELECT id::bigint, code FROM public.marketplace_action_types WHERE code IS NOT NULL"
     with world.connect() as connection:
         try:
             actions: dict[int, str] = dict(connection.execute(codes).fetchall())
