@@ -236,6 +236,14 @@ def test_what_may_not_be_read_is_one_sentence(connection: psycopg.Connection[Any
     ), result.stderr
 
 
+def test_ids_of_actions_are_numbers_whatever_their_type(connection: psycopg.Connection[Any], stats: str) -> None:
+    """The names are those of before, by tenant and in all."""
+    before = [list(get_stats(tenant=tenant)["action_code"]) for tenant in ("user_2", None)]
+    connection.execute("ALTER TABLE public.marketplace_action_types ALTER id DROP DEFAULT, ALTER id TYPE text")
+    assert summarize(str(YESTERDAY), str(YESTERDAY)).success
+    assert [list(get_stats(tenant=tenant)["action_code"]) for tenant in ("user_2", None)] == before
+
+
 def test_codes_are_written_as_they_are(connection: psycopg.Connection[Any], stats: str) -> None:
     """Markup, formulas and what a terminal obeys are text wherever they are shown."""
     codes = {1: f"[/red]x\x1b[2J{'y' * 30}", 5: "=1+1"}
