@@ -10,6 +10,7 @@ from migrations.target import HEAD
 from tests import application
 from tests.conftest import RUN_ROLE
 from tests.integration.common import DAY, NOON, failure, job, materialize, metadata
+from tests.integration.test_summary import summarize
 
 pytestmark = pytest.mark.usefixtures("url")
 
@@ -381,6 +382,22 @@ def test_columns_of_other_types_spoil_no_other_tenant(connection: psycopg.Connec
         assert run.success
 
 
+def test_the_summary_does_without_a_tenant_whose_source_is_refused(connection: psycopg.Connection[Any]) -> None:
+    """Nothing is stored of it, so its source says whether a day of it is missing."""
+    for schema in ("user_1", "user_2"):
+        application.insert(connection, schema, "marketplace_jobs", [job(id=1)])
+    connection.execute("ALTER TABLE user_2.marketplace_jobs ALTER completed_at TYPE timestamp")
+    assert "user_2: marketplace_jobs has timestamps without time zone" in failure(materialize())
+
+    run = summarize(DAY)
+
+    assert run.success, failure(run)
+    found = connection.execute(
+        "SELECT job_count, missing_tenants FROM marketplace_stats.marketplace_daily_summary_days WHERE date = %s", [DAY]
+    )
+    assert found.fetchall() == [(1, ["user_2"])]
+
+
 def test_rows_of_every_kind_are_counted_or_reported(connection: psycopg.Connection[Any]) -> None:
     """What the domain page lists as untidy in the rows themselves: each goes where its definition says."""
     rows = [
@@ -426,7 +443,8 @@ def test_rows_of_every_kind_are_counted_or_reported(connection: psycopg.Connecti
 def test_a_row_that_cannot_be_right_is_nobody_elses_fault(connection: psycopg.Connection[Any], first: bool) -> None:
     """Instants that no day holds, ids that no integer holds: the other rows count, met at first or when they change."""
     connection.execute("""
-        ALTER TABLE user_2.marketplace_jobs ALTER id TYPE bigint, ALTER action_type_id TYPE bigint;
+        ALTER TABLE user_2.marketplace_jobs ALTER id TYPE bigint, ALTER action_type_id TYPE bigint,
+              ALTER action_type_id DROP NOT NULL;
         ALTER TABLE user_2.marketplace_tasks ALTER id TYPE bigint, ALTER job_id TYPE bigint""")
     odd: list[dict[str, Any]] = [
         {"completed_at": "1970-01-01 00:00Z", "started_at": "1970-01-01 00:00Z"},
@@ -443,6 +461,8 @@ def test_a_row_that_cannot_be_right_is_nobody_elses_fault(connection: psycopg.Co
         {"id": -(2**62), "action_type_id": 2},
         {"action_type_id": 2**31},
         {"action_type_id": -(2**62)},
+        {"action_type_id": None},
+        {"action_type_id": None, "completed_at": None},
         {"error_message": "\x01\x7f\u202e\U0001f600" * 200, "status": "failed", "action_type_id": 3},
     ]
     rows = [job(id=100 + number, created_at=NOON - timedelta(minutes=1)) for number in range(len(odd))]
@@ -462,6 +482,6 @@ def test_a_row_that_cannot_be_right_is_nobody_elses_fault(connection: psycopg.Co
         SELECT action_type_id, total_jobs, total_tasks FROM user_2.marketplace_job_stats
          WHERE date = '2026-01-15' ORDER BY 1""").fetchall()
     # A row with another id or creation is another job: seven that were counted before are gone, and stay counted.
-    assert found == [(-(2**31), 1, 0), (1, 5 if first else 12, 0), (2, 2, 1), (3, 1, 0), (2**31 - 1, 1, 0)]
+    assert found == [(-(2**31), 2, 0), (1, 5 if first else 12, 0), (2, 2, 1), (3, 1, 0), (2**31 - 1, 1, 0)]
     again = materialize(schedule="weekly")
     assert metadata(again)[DAY]["run_rows_updated"] == 0, failure(again)
