@@ -242,7 +242,7 @@ class World:
         return found
 
 
-def judge(world: World, case: Case, environment: dict[str, str], stack: ExitStack) -> tuple[str, str]:
+def judge(world: World, case: Case, environment: dict[str, str]) -> tuple[str, str]:
     """The outcome of a case, and the sentence for it."""
     with world.connect() as connection:
         connection.execute(f"SET ROLE {OWNER}".encode())
@@ -265,14 +265,8 @@ def judge(world: World, case: Case, environment: dict[str, str], stack: ExitStac
                 except psycopg.Error as error:
                     return "(absent)", str(error).splitlines()[0]
 
-    def hold() -> None:
-        for statement in case.hold:
-            holder = stack.enter_context(psycopg.connect(world.conninfo))
-            holder.execute(statement.encode())
-
     red: list[Answer] = []
-    if case.hold_migration:
-        hold()
+    is_held = case.hold_migration
     for command in case.commands:
         if command == "run":
             with world.connect() as connection:
@@ -283,9 +277,11 @@ def judge(world: World, case: Case, environment: dict[str, str], stack: ExitStac
                     except psycopg.Error as error:
                         if not red:
                             return "(absent)", str(error).splitlines()[0]
-            if not case.hold_migration:
-                hold()
-        answer = execute(command, environment)
+            is_held = True
+        with ExitStack() as holders:  # Not for longer: the reference reads the same tables.
+            for statement in case.hold if is_held else ():
+                holders.enter_context(psycopg.connect(world.conninfo)).execute(statement.encode())
+            answer = execute(command, environment)
         if answer.status is None:
             return "HANG", f"{command}: {answer.output[-300:]}"
         if answer.has_stack:
@@ -396,7 +392,7 @@ def carry_out(server: str, number: int, case: Case) -> tuple[str, str]:
             folder, port = stack.enter_context(pooler(host, **case.pooler)), "6543"
         report = stack.enter_context(tempfile.TemporaryDirectory())
         environment = environment_of(world.name, folder, port, case.url) | {"STATS_REPORT_DIR": report}
-        outcome = judge(world, case, environment, stack)
+        outcome = judge(world, case, environment)
     with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection, suppress(psycopg.Error):
         connection.execute(f"DROP DATABASE {world.name} WITH (FORCE)".encode())
     return outcome
