@@ -235,6 +235,8 @@ def _foreign(shape: Shape, role: str) -> tuple[str, str]:
     if not shape.owner:
         return "our own schema is not there", f"GRANT CREATE ON DATABASE ... TO {role}, or run it once as a superuser"
     others = {name: relation.owner for name, relation in shape.relations.items() if relation.owner != role}
+    if not others and shape.owner != role:
+        return f"the schema belongs to {shape.owner}", f"GRANT ALL ON SCHEMA ... TO {role}"
     names = ", ".join(f"{name} belongs to {owner}" for name, owner in others.items()) or "a privilege is missing"
     if not others or (table and table.owner != role):
         owner = table.owner if table else "the owner of the schema"
