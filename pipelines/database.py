@@ -107,6 +107,7 @@ def create_engine(conninfo: str, *, pool_size: int = 1, is_reader: bool = False,
         "search_path": "pg_catalog",
         "client_encoding": "UTF8",  # Also where a pooler has another opinion.
         "standard_conforming_strings": "on",  # Patterns have backslashes.
+        "DateStyle": "ISO",  # Dates come as texts, too, within JSON for instance.
         **{name: str(value) for name, value in parameters.items()},
     }
     timeout_ms = int(parameters.get("statement_timeout", 0))

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from pipelines.covering_index.tenants import Action, carry_out
-from pipelines.database import cannot_connect
+from pipelines.database import cannot_connect, create_engine
 from pipelines.definitions import build_defs
 from pipelines.settings import Settings, UsageError
 from pipelines.stats import get_stats
@@ -211,6 +211,15 @@ def test_a_time_out_that_ends_a_session_at_once_is_named(server: str, sqlstate: 
         f"Cannot connect to database shop on here:5432: so it is. {setting} of the role, the database or the server "
         f"leaves no time to set up a session: raise it, with ALTER ROLE ... SET {setting}."
     )
+
+
+def test_dates_as_texts_are_those_of_iso(database: str, connection: psycopg.Connection[Any]) -> None:
+    """Whatever the database is set to."""
+    connection.execute(f"ALTER DATABASE {connection.info.dbname} SET DateStyle = 'German, DMY'")
+    engine = create_engine(database, is_reader=True)
+    with engine.connect() as other:
+        assert other.exec_driver_sql("SELECT '2026-01-15'::date::text").scalar() == "2026-01-15"
+    engine.dispose()
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
