@@ -20,6 +20,7 @@ MOST_ROWS = 20
 _REMEDIES = {
     "42501": "migrate it with MIGRATION_DATABASE_URL set, which grants what is missing: see `Roles` in the README",
     "22003": "a number is too large for its column: correct the row that holds it",
+    "21000": "two jobs have the same id and created_at: delete or correct one of them",
     "2200H": "the ids have used up their sequence: ALTER TABLE ... ALTER id TYPE bigint on our tables that take ids "
     "from it, then ALTER SEQUENCE ... AS bigint NO MAXVALUE",
     "23505": "its sequence lies behind its ids, as after a restore: run `alembic -x tenant=<schema> upgrade head`, "

@@ -288,6 +288,11 @@ CASES = {
            UPDATE {t}.marketplace_jobs SET action_type_id = NULL""",
         DONE,
     ),
+    "the same job twice": (
+        """ALTER TABLE {t}.marketplace_jobs DROP CONSTRAINT marketplace_jobs_pkey;
+           INSERT INTO {t}.marketplace_jobs SELECT * FROM {t}.marketplace_jobs""",
+        "(SQLSTATE 21000): two jobs have the same id and created_at: delete or correct one of them",
+    ),
     "a column that must be given": (
         f"ALTER TABLE {{t}}.{STATS} ADD forgotten int NOT NULL",
         'null value in column "forgotten" of relation "marketplace_job_stats" violates not-null constraint (SQLSTATE '
