@@ -7,8 +7,12 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
+from models import TENANT
+from models.sources import MarketplaceJob
+from models.stats import MarketplaceJobStats
 from pipelines.database import SERVER_REMEDIES, error_text
 from pipelines.failure import TenantError
+from pipelines.tenants import quoted
 
 MOST_ROWS = 20
 """Every row of a table is stored with every event, and Dagit does not page."""
@@ -16,7 +20,9 @@ MOST_ROWS = 20
 _REMEDIES = {
     "42501": "migrate it with MIGRATION_DATABASE_URL set, which grants what is missing: see `Roles` in the README",
     "22003": "a number is too large for its column: correct the row that holds it",
-    "23502": "a row has a null that its column of ours does not take: correct the row of the application",
+    "21000": "two jobs have the same id and created_at: delete or correct one of them",
+    "2200H": "the ids have used up their sequence: ALTER TABLE ... ALTER id TYPE bigint on our tables that take ids "
+    "from it, then ALTER SEQUENCE ... AS bigint NO MAXVALUE",
     "23505": "its sequence lies behind its ids, as after a restore: run `alembic -x tenant=<schema> upgrade head`, "
     "which sets it right",
     "40001": "other sessions were in its way each time: run the tenant again",
@@ -39,10 +45,32 @@ def explain(error: Exception) -> str:
     if not isinstance(error, sa.exc.DBAPIError):
         return f"{type(error).__name__}: {error}"
     text = error_text(error)
-    remedy = _REMEDIES.get(getattr(error.orig, "sqlstate", None) or "")
+    remedy = _constraint_remedy(error.orig) or _REMEDIES.get(getattr(error.orig, "sqlstate", None) or "")
     if "row-level security" in text:
         remedy = "rows would be hidden: give the role BYPASSRLS, or take the policy away"
     return text + (f": {remedy}" if remedy else "")
+
+
+def _constraint_remedy(error: Any) -> str | None:
+    """What to do about a constraint that refuses a row of ours; None if it is another error, or one of our own keys."""
+    sqlstate, diagnosis = getattr(error, "sqlstate", None), getattr(error, "diag", None)
+    if diagnosis is None or sqlstate not in ("23502", "23503", "23505", "23514", "23P01"):
+        return None
+    column, constraint = diagnosis.column_name, diagnosis.constraint_name or ""
+    table = f"{diagnosis.schema_name}.{diagnosis.table_name}"
+    if sqlstate != "23502":
+        is_ours = constraint.endswith("_pkey") or constraint.startswith("ck_marketplace_")
+        return None if is_ours else f"{quoted(constraint)} of {table} is none of ours: drop it"
+    ours = MarketplaceJobStats.metadata.tables.get(f"{TENANT}.{diagnosis.table_name}")
+    if ours is not None and column not in ours.columns:
+        return (
+            f"it is none of our columns, and has no default: ALTER TABLE {table} ALTER {quoted(column)} DROP NOT NULL, "
+            "or drop it"
+        )
+    return (
+        f"SELECT * FROM {diagnosis.schema_name}.{MarketplaceJob.__tablename__} WHERE {column} IS NULL shows the rows "
+        "of the application: correct them"
+    )
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:

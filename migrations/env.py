@@ -26,7 +26,14 @@ from migrations.shape import read_shape
 from migrations.states import has_legacy_view
 from migrations.tenant import Outcome
 from models import SHARED
-from pipelines.database import connected, conninfo, make_durable, server_and_database
+from pipelines.database import (
+    connected,
+    connection_reason,
+    connection_remedy,
+    conninfo,
+    make_durable,
+    server_and_database,
+)
 from pipelines.settings import UsageError
 from pipelines.tenants import TEMPLATE_SCHEMA, find_schemas, superuser_warning
 
@@ -96,7 +103,8 @@ def main() -> int:
             if any(outcome.status == "done" for outcome in (*shared, *results.values())) and not command.dry_run:
                 make_durable(connection, name)
         except (sa.exc.DBAPIError, psycopg.Error) as error:
-            interruption = str(getattr(error, "orig", error)).strip().partition("\n")[0]
+            remedy = connection_remedy(error)
+            interruption = f"{connection_reason(error)}{f' ({remedy})' if remedy else ''}"
 
     outcomes = list(results.values())
     if command.dry_run:

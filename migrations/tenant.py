@@ -26,6 +26,7 @@ _LOST = "something is missing that a revision before has made: repair it with th
 REMEDIES = {
     "0A000": "something of yours depends on it: drop that, and make it again afterwards, then run this tenant again",
     "22003": "a number does not fit: correct the row that the message names",
+    "2200H": "the ids have used up their sequence: make the column id a bigint, and give the sequence NO MAXVALUE",
     "23502": "a row has no action or no date: complete or delete it",
     "23505": "two rows have the same id: give one of them another",
     "2BP01": "something of yours depends on it: drop that, or move it to the new table, then run this tenant again",
@@ -234,6 +235,8 @@ def _foreign(shape: Shape, role: str) -> tuple[str, str]:
     if not shape.owner:
         return "our own schema is not there", f"GRANT CREATE ON DATABASE ... TO {role}, or run it once as a superuser"
     others = {name: relation.owner for name, relation in shape.relations.items() if relation.owner != role}
+    if not others and shape.owner != role:
+        return f"the schema belongs to {shape.owner}", f"GRANT ALL ON SCHEMA ... TO {role}"
     names = ", ".join(f"{name} belongs to {owner}" for name, owner in others.items()) or "a privilege is missing"
     if not others or (table and table.owner != role):
         owner = table.owner if table else "the owner of the schema"
@@ -255,7 +258,9 @@ def _failed(schema: str, shape: Shape | None, error: sa.exc.DBAPIError | psycopg
     if detail := getattr(diagnosis, "message_detail", None):  # For instance what depends on it.
         message += f" ({'; '.join(detail.splitlines()[:3])})"
     remedy = CONSTRAINT_REMEDIES.get(constraint) or (SERVER_REMEDIES | REMEDIES).get(sqlstate or "")
-    if sqlstate == "42501" and shape:
+    if sqlstate == "42501" and "tablespace" in message.lower():
+        remedy = "default_tablespace is one that this role must not use: ALTER ROLE ... RESET default_tablespace"
+    elif sqlstate == "42501" and shape:
         whose, remedy = _foreign(shape, role)
         message += f"; {whose}"
     remedy = remedy or "correct what the message says, then run it again"

@@ -27,7 +27,7 @@ class MarketplaceJob(SourceBase):
     action_type_id: Mapped[int] = mapped_column(Integer, doc="The id in `public.marketplace_action_types`.")
     # In some tenants an enum type: compare it as text.
     status: Mapped[str] = mapped_column(Text, doc="A job is finished if completed, failed, cancelled or expired.")
-    retry_count: Mapped[int] = mapped_column(Integer, doc="How many times the job was tried again.")
+    retry_count: Mapped[int] = mapped_column(Integer, doc="How many times the job was tried again; null is none.")
     started_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), doc="When the job started.")
     completed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), doc="When the job ended: its day.")
     created_at: Mapped[datetime] = mapped_column(

@@ -8,6 +8,7 @@ UNKNOWN = "unknown"
 """Code and name of an action that has none."""
 
 _types = MarketplaceActionType.__table__
+_id = sa.cast(_types.c.id, sa.BigInteger).label("id")  # In its own type, a text or numeric, it would be no job's.
 
 
 def action_types(connection: sa.Connection) -> dict[int, tuple[str, str]] | None:
@@ -18,7 +19,5 @@ def action_types(connection: sa.Connection) -> dict[int, tuple[str, str]] | None
     with connection.begin():
         if connection.scalar(sa.select(sa.func.to_regclass(_types.fullname))) is None:
             return None
-        rows = connection.execute(
-            sa.select(_types.c.id, _types.c.code, _types.c.name).where(_types.c.code.is_not(None))
-        )
+        rows = connection.execute(sa.select(_id, _types.c.code, _types.c.name).where(_types.c.code.is_not(None)))
         return {row.id: (row.code, row.name if row.name is not None else row.code) for row in rows}

@@ -107,6 +107,7 @@ def create_engine(conninfo: str, *, pool_size: int = 1, is_reader: bool = False,
         "search_path": "pg_catalog",
         "client_encoding": "UTF8",  # Also where a pooler has another opinion.
         "standard_conforming_strings": "on",  # Patterns have backslashes.
+        "DateStyle": "ISO",  # Dates come as texts, too, within JSON for instance.
         **{name: str(value) for name, value in parameters.items()},
     }
     timeout_ms = int(parameters.get("statement_timeout", 0))
@@ -281,11 +282,29 @@ def cannot_connect(conninfo: str, error: sa.exc.DBAPIError | psycopg.Error) -> s
         )
     given = conninfo_to_dict(conninfo)
     server = f"{given.get('host', 'the default host')}:{given.get('port', 5432)}"
-    remedy = "Check DATABASE_URL, and that the server is up"
-    for words, better in _CONNECTING.items():
-        if re.search(words, reason):
-            remedy = better
+    remedy = connection_remedy(error) or "Check DATABASE_URL, and that the server is up"
     return f"Cannot connect to database {given.get('dbname', '(default)')} on {server}: {reason}. {remedy}."
+
+
+def connection_remedy(error: sa.exc.DBAPIError | psycopg.Error) -> str | None:
+    """What to do, as a sentence without its end, where there is no connection, or none any more; None if unknown."""
+    sqlstate = getattr(getattr(error, "orig", error), "sqlstate", None) or ""
+    if setting := _ENDED_BY.get(sqlstate):
+        return (
+            f"{setting} of the role, the database or the server leaves no time to set up a session: raise it, with "
+            f"ALTER ROLE ... SET {setting}"
+        )
+    patterns = _CONNECTING if sqlstate[:2] in ("", "08") else {}
+    reason = connection_reason(error)
+    return next((remedy for pattern, remedy in patterns.items() if re.search(pattern, reason)), None)
+
+
+_ENDED_BY = {
+    "25P03": "idle_in_transaction_session_timeout",
+    "25P04": "transaction_timeout",
+    "57014": "statement_timeout",
+    "57P05": "idle_session_timeout",
+}
 
 
 # libpq gives no SQLSTATE for these. Servers speak other languages too; then the reason has to do.
@@ -297,6 +316,10 @@ _CONNECTING = {
     "database .* does not exist": "Check the name of the database in DATABASE_URL",
     "role .* does not exist": "Check the user in DATABASE_URL, or create the role",
     "starting up|shutting down|recovery": "Wait until the server is up",
+    "closed the connection unexpectedly": "See the server's log, and whether idle_session_timeout or "
+    "idle_in_transaction_session_timeout of the role or the database is too short",
+    "query_wait_timeout": "The pooler has no connection left, and one more is taken than STATS_WORKERS: raise the size "
+    "of its pool, or lower STATS_WORKERS",
     "options": "A pooler refuses the start-up options of DATABASE_URL: leave them out, or set them with ALTER ROLE",
 }
 

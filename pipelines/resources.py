@@ -14,6 +14,7 @@ from pipelines.database import (
     Working,
     connected,
     connection_reason,
+    connection_remedy,
     conninfo,
     create_engine,
     may_pass,
@@ -34,7 +35,8 @@ class NoConnection(UsageError):
     @classmethod
     def because(cls, error: sa.exc.DBAPIError) -> "NoConnection":
         reason = connection_reason(error)
-        return cls(f"There is no connection for the workers: {reason}. See to it, or lower STATS_WORKERS.")
+        remedy = connection_remedy(error) or "See to it, or lower STATS_WORKERS"
+        return cls(f"There is no connection for the workers: {reason}. {remedy}.")
 
 
 class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]

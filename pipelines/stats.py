@@ -39,6 +39,7 @@ from pipelines.database import (
     connection_reason,
     conninfo,
     create_engine,
+    error_text,
     require_table,
     server_and_database,
 )
@@ -235,7 +236,8 @@ def _read_stats(
             )
             rows, records, absent = _arranged(parts, choice, by)
         except sa.exc.DBAPIError as error:
-            raise UsageError(f"The stats could not be read: {connection_reason(error)}.") from None
+            remedy = _REMEDIES.get(getattr(error.orig, "sqlstate", None) or "", "See to it")
+            raise UsageError(f"The stats could not be read: {error_text(error)}. {remedy}.") from None
     for row in rows:
         row |= {name: None if row[name] is None else round(row[name]) for name in _PERCENTILES}
     columns = (*(BY[name] for name in by), *_NUMBERS) if by else COLUMNS
@@ -302,6 +304,14 @@ def closed_days(settings: Settings, days: int, now: datetime) -> tuple[date, dat
     """
     last = now.astimezone(ZoneInfo(settings.time_zone)).date() - timedelta(days=1)
     return last - timedelta(days=min(days, (last - settings.start_date).days + 1) - 1), last
+
+
+_REMEDIES = {
+    "42501": "Run `alembic upgrade head` with MIGRATION_DATABASE_URL set, which grants what is missing; where a policy "
+    "would hide rows, give the role BYPASSRLS, or drop the policy",
+    "55P03": "Another session keeps a lock for longer than STATS_LOCK_TIMEOUT_MS: end it, or wait",
+    "57014": "It took longer than STATS_STATEMENT_TIMEOUT_MS: raise it, or ask for fewer days",
+}
 
 
 def _require_action(

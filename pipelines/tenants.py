@@ -7,13 +7,16 @@ privilege on them.
 
 import itertools
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import psycopg
 import sqlalchemy as sa
 from psycopg import sql
+from sqlalchemy.dialects import postgresql
 
 from models import TENANT
 from models.sources import MarketplaceJob, MarketplaceTask
@@ -24,6 +27,7 @@ from models.stats import (
     MarketplaceJobStatsChange,
     MarketplaceJobStatsDay,
 )
+from models.summary import MarketplaceDailySummary  # Whose import brings all our tables.
 from pipelines.database import require_table, server_and_database
 from pipelines.settings import UsageError
 
@@ -42,8 +46,48 @@ _READ = (MarketplaceJobStats.__tablename__, MarketplaceJobStatsDay.__tablename__
 """What readers need; the facts say only why jobs failed."""
 _KEYS = {name: tuple(key.name for key in table.primary_key) for name, table in _TARGETS.items()}
 _KEYS[MarketplaceJobStats.__tablename__] = KEY  # By which its rows are found; the primary key says nothing.
+_DIALECT: Any = postgresql.dialect()  # type: ignore[no-untyped-call]
+_SOURCES = {  # Without `error_message`, which need not be there where no reasons are kept.
+    _JOBS: [column for column in MarketplaceJob.__table__.columns if column.name != "error_message"],
+    _TASKS: [MarketplaceTask.__table__.c[name] for name in ("job_id", "status", "retry_count")],
+}
 _READ_COLUMNS = {column.name for model in (MarketplaceJob, MarketplaceTask) for column in model.__table__.columns}
-_INSTANTS = {"started_at", "completed_at", "created_at"}
+_INTEGERS = ["smallint", "integer", "bigint"]
+_TEXTS = ["text", "varchar", "character", "name"]
+
+
+def _type(column: sa.Column[Any]) -> str:
+    """The type that a column should have."""
+    return str(column.type.compile(dialect=_DIALECT)).lower()
+
+
+def _fitting(column: sa.Column[Any]) -> list[str]:
+    """The types that hold all that the type of a column does, and mean the same."""
+    type_ = _type(column).partition("(")[0]
+    if type_ in _INTEGERS:
+        is_ours = column.table.metadata is MarketplaceDailySummary.metadata
+        is_id = column is column.table.autoincrement_column
+        return _INTEGERS[_INTEGERS.index(type_) :] if is_ours and not is_id else _INTEGERS
+    return _TEXTS if type_ in _TEXTS else [type_]
+
+
+def _fits(table: str, columns: Iterable[sa.Column[Any]]) -> Iterator[str]:
+    """Each column with each type that fits, as `_COLUMNS` writes them."""
+    for column in columns:
+        for type_ in _fitting(column):
+            yield f"{table}.{column.name} {psycopg.adapters.types.get_oid(type_)}"
+
+
+_OUR_COLUMNS = {table.name: [*table.columns] for table in MarketplaceDailySummary.metadata.sorted_tables}
+_SHAPES = {
+    "sources": [_JOBS, _TASKS, _OLD_JOBS],
+    "checked": [f"{table}.{it.name}" for table, columns in (_SOURCES | _OUR_COLUMNS).items() for it in columns],
+    "fits": [fit for table, columns in (_SOURCES | _OUR_COLUMNS).items() for fit in _fits(table, columns)],
+}
+"""Parameters of `_COLUMNS`: tables of the application, the columns that matter, and their types."""
+
+
+_ZONELESS = r"timestamp(\(\d\))? without time zone"
 
 
 def quoted(name: str) -> str:
@@ -125,10 +169,20 @@ _FOUND = """
                 THEN ARRAY (SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = c.oid ORDER BY inhrelid)
            END AS heirs"""
 # Types of somebody: an enum is as good as a text, but a domain checks, and a cast converts, by functions of theirs.
+# `misfits`: of the columns that matter, those of a type that is none of the fitting ones, with that type. In a table of
+# ours a timestamp that is rounded is not the one that was counted.
 _COLUMNS = """
      CROSS JOIN LATERAL (
            SELECT array_agg(attname::text) AS columns,
-                  array_agg(attname::text) FILTER (WHERE atttypid = 'timestamp'::regtype) AS zoneless,
+                  json_object_agg(attname, format_type(atttypid, atttypmod)) FILTER (WHERE
+                      c.relname || '.' || attname || ' ' ||
+                      CASE WHEN atttypid < 16384 THEN atttypid
+                           ELSE (SELECT CASE WHEN typtype = 'd' THEN typbasetype
+                                             WHEN typcategory IN ('E', 'S') THEN 'text'::regtype ELSE oid END
+                                   FROM pg_type WHERE oid = atttypid)
+                      END <> ALL (:fits) AND c.relname || '.' || attname = ANY (:checked)
+                      OR atttypid = 'timestamptz'::regtype AND atttypmod >= 0 AND c.relname <> ALL (:sources)
+                  ) AS misfits,
                   array_agg(attname::text) FILTER (WHERE atttypid >= 16384) AS foreign_typed,
                   array_agg(attname::text) FILTER (WHERE atttypid >= 16384 AND EXISTS (
                       SELECT FROM pg_type WHERE oid = atttypid AND typtype = 'd')) AS domains,
@@ -141,17 +195,17 @@ _CATALOG = sa.text(f"""{_CODE}
     SELECT n.nspname AS schema, c.relname AS relation, {_FOUND}
       FROM pg_namespace n
       LEFT JOIN pg_class c ON c.relnamespace = n.oid
-                          AND (c.relname = ANY (:sources) AND c.relkind IN ('r', 'p', 'v', 'f')
+                          AND (c.relname = ANY (:sources) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
                                OR c.relname = ANY (:targets) AND c.relkind IN ('r', 'p'))
      {_COLUMNS}
      WHERE n.nspname ~ :pattern AND (:only = '{{}}' OR n.nspname = ANY (:only))
      ORDER BY substring(n.nspname FROM 6)::numeric, n.nspname
 """).bindparams(
-    sa.bindparam("sources", [_JOBS, _TASKS, _OLD_JOBS], type_=sa.ARRAY(sa.Text)),
     sa.bindparam("targets", [*_TARGETS], type_=sa.ARRAY(sa.Text)),
     sa.bindparam("keys", json.dumps({table: ",".join(sorted(key)) for table, key in _KEYS.items()})),
     sa.bindparam("pattern", TENANT_PATTERN),
     sa.bindparam("only", type_=sa.ARRAY(sa.Text)),
+    *(sa.bindparam(name, value, type_=sa.ARRAY(sa.Text)) for name, value in _SHAPES.items()),
 )
 
 
@@ -216,21 +270,23 @@ def _unreadable(target: sa.Table, found: sa.Row[Any] | None) -> str | None:
     """Why the shape of a table of ours cannot be read, if it cannot."""
     if found is None:
         return "is missing"
-    missing = sorted({column.name for column in target.columns} - set(found.columns))
-    return f"lacks the columns {', '.join(missing)}" if missing else None
+    if missing := sorted({column.name for column in target.columns} - set(found.columns)):
+        return f"lacks the columns {', '.join(missing)}"
+    return _misfits([column for column in target.columns if not isinstance(column.type, sa.DateTime)], found)
 
 
 def _unfit(target: sa.Table, found: sa.Row[Any]) -> str | None:
     """Why it cannot be written, if it cannot."""
-    if zoneless := sorted(
-        {column.name for column in target.columns if _has_zone(column)}.intersection(found.zoneless or ())
-    ):
-        return f"has timestamps without time zone, {', '.join(zoneless)}"
-    return None if found.has_key else f"has no unique key on {', '.join(_KEYS[target.name])}"
+    return _misfits(target.columns, found) or (
+        None if found.has_key else f"has no unique key on {', '.join(_KEYS[target.name])}"
+    )
 
 
-def _has_zone(column: sa.Column[Any]) -> bool:
-    return isinstance(column.type, sa.DateTime) and column.type.timezone
+def _misfits(columns: Iterable[sa.Column[Any]], found: sa.Row[Any]) -> str | None:
+    """Which of these columns have a type that does not fit, and which one would."""
+    misfits = found.misfits or {}
+    wrong = [f"{it.name} as {misfits[it.name]}, not {_type(it)}" for it in columns if it.name in misfits]
+    return f"has {'; '.join(wrong)}" if wrong else None
 
 
 def _hides_rows(schema: str, found: sa.Row[Any]) -> str | None:
@@ -284,12 +340,26 @@ def obstacle(schema: str, target: sa.Table, found: sa.Row[Any]) -> str | None:
 def _unfit_source(schema: str, found: sa.Row[Any]) -> str | None:
     """Why a table of the application cannot be read, with the remedy; None if it can."""
     table = f"{schema}.{found.relation}"
-    if zoneless := sorted(_INSTANTS.intersection(found.zoneless or ()) if found.relation == _JOBS else ()):
+    if found.relkind == "m":
+        return (
+            f"{found.relation} is a materialized view, which shows rows as they were at its last refresh: make it a "
+            "view, or a table"
+        )
+    columns = _SOURCES[found.relation]
+    if missing := [column.name for column in columns if column.name not in found.columns]:
+        return (
+            f"{found.relation} lacks the columns {', '.join(missing)}, which are read: give {table} the columns that "
+            "it has in the other tenants"
+        )
+    misfits = found.misfits or {}
+    if zoneless := sorted(name for name, type_ in misfits.items() if re.fullmatch(_ZONELESS, type_)):
         change = ", ".join(f"ALTER {name} TYPE timestamptz USING {name} AT TIME ZONE '<zone>'" for name in zoneless)
         return (
             f"{found.relation} has timestamps without time zone, so nobody knows what instants they mean: "
             f"ALTER TABLE {table} {change}, with the zone that the application writes"
         )
+    if misfit := _misfits(columns, found):
+        return f"{found.relation} {misfit}, so its values would not be what they say: change the type in {table}"
     if found.relkind == "v" and found.runs_code:
         return (
             f"{found.relation} is a view with a function or operator of somebody else's, which would run with the "
@@ -307,7 +377,9 @@ def require_writable(connection: sa.Connection, table: sa.Table) -> None:
     """Raises UsageError if this table of ours, outside of the tenants, is missing or must not be written."""
     require_table(connection, table)
     query = sa.text(f"{_CODE} SELECT {_FOUND} FROM pg_class c {_COLUMNS} WHERE c.oid = to_regclass(:name)")
-    found = connection.execute(query, {"name": table.fullname, "keys": "{}"}).one()
+    found = connection.execute(query, {"name": table.fullname, "keys": "{}", **_SHAPES}).one()
+    if reason := _misfits(table.columns, found):
+        raise UsageError(f"{table.fullname} {reason}: run `alembic upgrade head`.")
     if reason := obstacle(str(table.schema), table, found):
         raise UsageError(f"{table.schema}.{reason}.")
 

@@ -429,7 +429,7 @@ def uncounted(source: Source, days: Sequence[Day]) -> Counter[tuple[Reason, str,
             elif has_run and _milliseconds(job["started_at"], job["completed_at"]) is None:
                 reason = "bad_duration"
             if reason:
-                found[reason, job["marketplace"], int(job["action_type_id"])] += 1
+                found[reason, job["marketplace"], _action(job)] += 1
     return found
 
 
@@ -443,7 +443,7 @@ def _by_reason(counts: Mapping[tuple[Reason, str, int], int]) -> Counter[str]:
 def without_end(source: Source) -> Counter[tuple[Reason, str, int]]:
     """The finished jobs of a tenant that have no finite end, and so no day: the reason is always `no_end`."""
     return Counter(
-        ("no_end", job["marketplace"], int(job["action_type_id"]))
+        ("no_end", job["marketplace"], _action(job))
         for job in source.jobs
         if job["status"] in FINISHED_JOB_STATUSES and _finite(job["completed_at"]) is None
     )
@@ -492,9 +492,9 @@ def _fact(job: Mapping[Any, Any], calendar: "_Calendar", failure_reasons: bool) 
         date=date,
         completed_at=completed_at,
         marketplace=job["marketplace"],
-        action_type_id=int(job["action_type_id"]),
+        action_type_id=_action(job),
         status=job["status"],
-        retry_count=int(job["retry_count"]),
+        retry_count=int(job["retry_count"] or 0),
         duration_ms=_milliseconds(job["started_at"], completed_at) if has_run else None,
         wait_ms=_milliseconds(created_at, job["started_at"]),
         failure_reason=failure_reason(job["error_message"]) if has_failed and failure_reasons else None,
@@ -514,7 +514,7 @@ def _with_tasks(fact: Fact, old: Fact | None, tasks: Mapping[int, Sequence[Mappi
                 task_count=len(of_job),
                 task_success_count=success_count,
                 task_failure_count=len(ended) - success_count,
-                task_retry_count=sum(int(task["retry_count"]) for task in ended),
+                task_retry_count=sum(int(task["retry_count"] or 0) for task in ended),
             )
     if old is None:
         return fact
@@ -739,6 +739,11 @@ class _Calendar:
         # Where the wall clock and the days disagree about midnight, the days are right: the date is beside theirs.
         start = next((start for start, _, taken in self.days if taken == date), None)
         return date if start is None else date + dt.timedelta(days=-1 if instant < start else 1)
+
+
+def _action(job: Mapping[str, Any]) -> int:
+    """Its action. None, or an id that no integer holds, is no action's, and counts as one that nobody knows."""
+    return max(-(2**31), min(2**31 - 1, int(-(2**31) if job["action_type_id"] is None else job["action_type_id"])))
 
 
 def _job_key(job: Mapping[Any, Any]) -> JobKey:

@@ -104,9 +104,12 @@ def exceptions_query(schemas: Sequence[str]) -> sa.TextClause:
 
 
 def first_job_query(schema: str) -> sa.TextClause:
-    """When the first job of a tenant of which nothing is stored ended, among those from `start` to before `end`."""
+    """When the first job of a tenant of which nothing is stored ended, among those from `start` to before `end`.
+
+    The source may be one that no run has read: an instant without a zone is as good as any here.
+    """
     return sa.text(f"""
-        SELECT min(completed_at) FROM {quoted(schema)}.{MarketplaceJob.__tablename__}
+        SELECT CAST(min(completed_at) AS timestamptz) FROM {quoted(schema)}.{MarketplaceJob.__tablename__}
          WHERE completed_at >= :start AND completed_at < :end
            AND CAST(status AS text) IN ('completed', 'failed', 'cancelled', 'expired')""")
 

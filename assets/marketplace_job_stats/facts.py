@@ -55,7 +55,7 @@ _SOURCE = """
     SELECT job.id::bigint AS job_id, job.created_at, job.completed_at,
            (%(dates)s::date[])[width_bucket(job.completed_at, %(starts)s::timestamptz[])] AS date,
            {action} AS action_type_id, job.marketplace::text AS marketplace, job.status::text AS status,
-           job.retry_count,
+           coalesce(job.retry_count, 0) AS retry_count,
            CASE WHEN job.status::text IN {ran} THEN {duration} END AS duration_ms,
            {wait} AS wait_ms,
            CASE WHEN job.status::text = 'failed' THEN {reason} END AS failure_reason,

@@ -10,6 +10,7 @@ from migrations.target import HEAD
 from tests import application
 from tests.conftest import RUN_ROLE
 from tests.integration.common import DAY, NOON, failure, job, materialize, metadata
+from tests.integration.test_summary import summarize
 
 pytestmark = pytest.mark.usefixtures("url")
 
@@ -73,9 +74,76 @@ CASES = {
         "marketplace_job_stats lacks the columns total_tasks: run `alembic -x tenant={t} upgrade head`",
     ),
     "half a source": (
-        "ALTER TABLE {t}.marketplace_tasks DROP COLUMN retry_count",
-        "column marketplace_tasks.retry_count does not exist (SQLSTATE 42703): if it is a column of the application's",
+        "ALTER TABLE {t}.marketplace_tasks DROP COLUMN retry_count, DROP COLUMN status",
+        "marketplace_tasks lacks the columns status, retry_count, which are read: give {t}.marketplace_tasks the",
     ),
+    "a source without what is not read": (
+        "ALTER TABLE {t}.marketplace_tasks DROP COLUMN id, DROP COLUMN completed_at; "
+        "ALTER TABLE {t}.marketplace_jobs DROP COLUMN priority",
+        DONE,
+    ),
+    **{
+        f"{table} as a materialized view": (
+            f"""ALTER TABLE {{t}}.{table} RENAME TO stored;
+                CREATE MATERIALIZED VIEW {{t}}.{table} AS SELECT * FROM {{t}}.stored;
+                GRANT SELECT ON {{t}}.{table} TO {{role}}""",
+            f"{table} is a materialized view, which shows rows as they were at its last refresh: make it a view, or a "
+            "table",
+        )
+        for table in ("marketplace_jobs", "marketplace_tasks")
+    },
+    **{
+        f"{table}: {column} of another type": (
+            f"ALTER TABLE {{t}}.{table} {more} ALTER {column} TYPE {type_} USING {value}",
+            f"{table} has {column} as {type_}, not {right}, so its values would not be what they say: change the type "
+            f"in {{t}}.{table}",
+        )
+        for table, column, type_, right, value, more in (
+            ("marketplace_jobs", "completed_at", "date", "timestamp with time zone", "completed_at::date", ""),
+            ("marketplace_jobs", "started_at", "text", "timestamp with time zone", "started_at::text", ""),
+            ("marketplace_jobs", "status", "integer", "text", "length(status)", ""),
+            ("marketplace_jobs", "marketplace", "jsonb", "varchar(50)", "to_jsonb(marketplace)", ""),
+            ("marketplace_jobs", "retry_count", "numeric(9,1)", "integer", "0.5", "ALTER retry_count DROP DEFAULT,"),
+            ("marketplace_jobs", "action_type_id", "text", "integer", "action_type_id::text", ""),
+            ("marketplace_jobs", "id", "numeric", "integer", "id + 0.4", "ALTER id DROP DEFAULT,"),
+            ("marketplace_tasks", "job_id", "text", "integer", "job_id::text", ""),
+            ("marketplace_tasks", "status", "jsonb", "text", "to_jsonb(status)", ""),
+            ("marketplace_tasks", "retry_count", "real", "integer", "0.5", "ALTER retry_count DROP DEFAULT,"),
+        )
+    },
+    "a domain over a date": (
+        """CREATE DOMAIN {t}.day AS date;
+           ALTER TABLE {t}.marketplace_jobs ALTER completed_at TYPE {t}.day USING completed_at::date""",
+        "marketplace_jobs has completed_at as {t}.day, not timestamp with time zone",
+    ),
+    "domains, an enum and types that hold as much": (
+        """CREATE DOMAIN {t}.word AS varchar; CREATE DOMAIN {t}.number AS bigint;
+           CREATE DOMAIN {t}.instant AS timestamptz; CREATE TYPE {t}.shop AS ENUM ('vinted', 'ebay', 'etsy');
+           ALTER TABLE {t}.marketplace_jobs ALTER id TYPE {t}.number, ALTER status TYPE {t}.word,
+               ALTER marketplace TYPE {t}.shop USING marketplace::{t}.shop, ALTER completed_at TYPE {t}.instant,
+               ALTER retry_count TYPE smallint, ALTER action_type_id TYPE bigint, ALTER started_at TYPE timestamptz(0);
+           ALTER TABLE {t}.marketplace_tasks ALTER job_id TYPE bigint, ALTER status TYPE char(20)""",
+        DONE,
+    ),
+    "retries that are null": (
+        """ALTER TABLE {t}.marketplace_jobs ALTER retry_count DROP NOT NULL;
+           UPDATE {t}.marketplace_jobs SET retry_count = NULL WHERE id = 1""",
+        DONE,
+    ),
+    **{
+        f"ours: {table}.{column} as {type_}": (
+            f"ALTER TABLE {{t}}.{table} ALTER {column} TYPE {type_}",
+            f"{table} has {column} as {type_}, not {right}: run `alembic -x tenant={{t}} upgrade head`",
+        )
+        for table, column, type_, right in (
+            (STATS, "date", "timestamp with time zone", "date"),
+            (STATS, "duration_sum_ms", "integer", "bigint"),
+            (STATS, "p50_duration_ms", "real", "double precision"),
+            (FACTS, "created_at", "timestamp(0) with time zone", "timestamp with time zone"),
+            ("marketplace_job_stats_days", "date", "timestamp without time zone", "date"),
+            ("marketplace_job_stats_changes", "action_type_id", "smallint", "integer"),
+        )
+    },
     "no privilege": (
         "REVOKE SELECT ON {t}.marketplace_tasks FROM {role}",
         "permission denied for table marketplace_tasks (SQLSTATE 42501): migrate it with MIGRATION_DATABASE_URL",
@@ -192,7 +260,8 @@ CASES = {
     ),
     "facts without a zone": (
         "ALTER TABLE {t}.marketplace_job_facts ALTER created_at TYPE timestamp",
-        "marketplace_job_facts has timestamps without time zone, created_at: run `alembic -x tenant={t} upgrade head`",
+        "marketplace_job_facts has created_at as timestamp without time zone, not timestamp with time zone: "
+        "run `alembic -x tenant={t} upgrade head`",
     ),
     "a sequence behind its ids": (
         """INSERT INTO {t}.marketplace_job_stats (id, action_type_id, marketplace, date)
@@ -200,14 +269,54 @@ CASES = {
         "(SQLSTATE 23505): its sequence lies behind its ids, as after a restore: run `alembic -x "
         "tenant=<schema> upgrade head`",
     ),
-    "dates of another type": ("ALTER TABLE {t}.marketplace_job_stats ALTER date TYPE timestamp", DONE),
     "hidden rows": (
         "ALTER TABLE {t}.marketplace_jobs ENABLE ROW LEVEL SECURITY",
         'query would be affected by row-level security policy for table "marketplace_jobs" (SQLSTATE 42501)',
     ),
-    "a date that is none": (
-        "ALTER TABLE {t}.marketplace_jobs ALTER completed_at TYPE text",
+    "a message of another type": (
+        "ALTER TABLE {t}.marketplace_jobs ALTER error_message TYPE bytea USING error_message::bytea",
         "does not exist (SQLSTATE 42883): a column of the application has another type",
+    ),
+    "jobs that nobody knows when they were created": (
+        """ALTER TABLE {t}.marketplace_jobs ALTER created_at DROP NOT NULL;
+           UPDATE {t}.marketplace_jobs SET created_at = NULL WHERE id = 1""",
+        "(SQLSTATE 23502): SELECT * FROM {t}.marketplace_jobs WHERE created_at IS NULL shows the rows of the "
+        "application: correct them",
+    ),
+    "jobs of no action": (
+        """ALTER TABLE {t}.marketplace_jobs ALTER action_type_id DROP NOT NULL;
+           UPDATE {t}.marketplace_jobs SET action_type_id = NULL""",
+        DONE,
+    ),
+    "the same job twice": (
+        """ALTER TABLE {t}.marketplace_jobs DROP CONSTRAINT marketplace_jobs_pkey;
+           INSERT INTO {t}.marketplace_jobs SELECT * FROM {t}.marketplace_jobs""",
+        "(SQLSTATE 21000): two jobs have the same id and created_at: delete or correct one of them",
+    ),
+    "a column that must be given": (
+        f"ALTER TABLE {{t}}.{STATS} ADD forgotten int NOT NULL",
+        'null value in column "forgotten" of relation "marketplace_job_stats" violates not-null constraint (SQLSTATE '
+        "23502): it is none of our columns, and has no default: ALTER TABLE {t}.marketplace_job_stats ALTER "
+        '"forgotten" DROP NOT NULL, or drop it',
+    ),
+    "a foreign key": (
+        f"CREATE TABLE {{t}}.types (id int PRIMARY KEY); ALTER TABLE {{t}}.{FACTS} "
+        "ADD CONSTRAINT known FOREIGN KEY (action_type_id) REFERENCES {t}.types",
+        '(SQLSTATE 23503): "known" of {t}.marketplace_job_facts is none of ours: drop it',
+    ),
+    "a check": (
+        f"ALTER TABLE {{t}}.{STATS} ADD CONSTRAINT few CHECK (total_jobs < 1)",
+        '(SQLSTATE 23514): "few" of {t}.marketplace_job_stats is none of ours: drop it',
+    ),
+    "a unique key": (
+        f"CREATE UNIQUE INDEX one ON {{t}}.{FACTS} (date)",
+        '(SQLSTATE 23505): "one" of {t}.marketplace_job_facts is none of ours: drop it',
+    ),
+    "a sequence at its end": (
+        f"""CREATE SEQUENCE {{t}}.ids START 2 MAXVALUE 2; GRANT USAGE ON {{t}}.ids TO {{role}};
+            SELECT nextval('{{t}}.ids');
+            ALTER TABLE {{t}}.{STATS} ALTER id SET DEFAULT nextval('{{t}}.ids')""",
+        'reached maximum value of sequence "ids" (2) (SQLSTATE 2200H): the ids have used up their sequence: ALTER',
     ),
     "a number too large": (
         "ALTER TABLE {t}.marketplace_jobs ALTER retry_count TYPE bigint; "
@@ -268,14 +377,30 @@ def test_columns_of_other_types_spoil_no_other_tenant(connection: psycopg.Connec
         )
         application.insert(connection, schema, "marketplace_jobs", [job(id=1)])
     connection.execute("""
-        ALTER TABLE user_14.marketplace_job_stats ALTER date TYPE timestamp, ALTER action_type_id TYPE bigint,
+        ALTER TABLE user_14.marketplace_job_stats ALTER action_type_id TYPE bigint,
               ALTER marketplace TYPE text, ALTER total_jobs TYPE bigint;
-        ALTER TABLE user_14.marketplace_job_stats_days ALTER date TYPE timestamp, ALTER time_zone TYPE varchar(40);
+        ALTER TABLE user_14.marketplace_job_stats_days ALTER time_zone TYPE varchar(40);
         ALTER TABLE user_14.marketplace_jobs ALTER id TYPE bigint, ALTER action_type_id TYPE bigint""")
     for _ in range(2):  # The first rows, and the difference.
         run = materialize(environment={"STATS_WORKERS": "1"})
         assert metadata(run)[DAY]["run_tenants_done"] == 9, failure(run)
         assert run.success
+
+
+def test_the_summary_does_without_a_tenant_whose_source_is_refused(connection: psycopg.Connection[Any]) -> None:
+    """Nothing is stored of it, so its source says whether a day of it is missing."""
+    for schema in ("user_1", "user_2"):
+        application.insert(connection, schema, "marketplace_jobs", [job(id=1)])
+    connection.execute("ALTER TABLE user_2.marketplace_jobs ALTER completed_at TYPE timestamp")
+    assert "user_2: marketplace_jobs has timestamps without time zone" in failure(materialize())
+
+    run = summarize(DAY)
+
+    assert run.success, failure(run)
+    found = connection.execute(
+        "SELECT job_count, missing_tenants FROM marketplace_stats.marketplace_daily_summary_days WHERE date = %s", [DAY]
+    )
+    assert found.fetchall() == [(1, ["user_2"])]
 
 
 def test_rows_of_every_kind_are_counted_or_reported(connection: psycopg.Connection[Any]) -> None:
@@ -323,7 +448,8 @@ def test_rows_of_every_kind_are_counted_or_reported(connection: psycopg.Connecti
 def test_a_row_that_cannot_be_right_is_nobody_elses_fault(connection: psycopg.Connection[Any], first: bool) -> None:
     """Instants that no day holds, ids that no integer holds: the other rows count, met at first or when they change."""
     connection.execute("""
-        ALTER TABLE user_2.marketplace_jobs ALTER id TYPE bigint, ALTER action_type_id TYPE bigint;
+        ALTER TABLE user_2.marketplace_jobs ALTER id TYPE bigint, ALTER action_type_id TYPE bigint,
+              ALTER action_type_id DROP NOT NULL;
         ALTER TABLE user_2.marketplace_tasks ALTER id TYPE bigint, ALTER job_id TYPE bigint""")
     odd: list[dict[str, Any]] = [
         {"completed_at": "1970-01-01 00:00Z", "started_at": "1970-01-01 00:00Z"},
@@ -340,6 +466,8 @@ def test_a_row_that_cannot_be_right_is_nobody_elses_fault(connection: psycopg.Co
         {"id": -(2**62), "action_type_id": 2},
         {"action_type_id": 2**31},
         {"action_type_id": -(2**62)},
+        {"action_type_id": None},
+        {"action_type_id": None, "completed_at": None},
         {"error_message": "\x01\x7f\u202e\U0001f600" * 200, "status": "failed", "action_type_id": 3},
     ]
     rows = [job(id=100 + number, created_at=NOON - timedelta(minutes=1)) for number in range(len(odd))]
@@ -359,6 +487,6 @@ def test_a_row_that_cannot_be_right_is_nobody_elses_fault(connection: psycopg.Co
         SELECT action_type_id, total_jobs, total_tasks FROM user_2.marketplace_job_stats
          WHERE date = '2026-01-15' ORDER BY 1""").fetchall()
     # A row with another id or creation is another job: seven that were counted before are gone, and stay counted.
-    assert found == [(-(2**31), 1, 0), (1, 5 if first else 12, 0), (2, 2, 1), (3, 1, 0), (2**31 - 1, 1, 0)]
+    assert found == [(-(2**31), 2, 0), (1, 5 if first else 12, 0), (2, 2, 1), (3, 1, 0), (2**31 - 1, 1, 0)]
     again = materialize(schedule="weekly")
     assert metadata(again)[DAY]["run_rows_updated"] == 0, failure(again)

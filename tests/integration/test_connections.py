@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from pipelines.covering_index.tenants import Action, carry_out
+from pipelines.database import cannot_connect, create_engine
 from pipelines.definitions import build_defs
 from pipelines.settings import Settings, UsageError
 from pipelines.stats import get_stats
@@ -99,6 +100,20 @@ def test_a_session_of_its_own_may_be_the_only_one(database: str, monkeypatch: py
         assert len(get_stats(days=9999)) == 0
 
 
+@needs_pgbouncer
+def test_a_pool_that_is_too_small_is_named(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By who writes, which takes more than one connection."""
+    remedy = "The pooler has no connection left, and one more is taken than STATS_WORKERS: raise the size of its pool"
+    with running_pooler(database, "session", default_pool_size=1, query_wait_timeout=1) as where:
+        for name in ("DATABASE_URL", "MIGRATION_DATABASE_URL"):
+            monkeypatch.setenv(name, url_of(where))
+        assert remedy in failure(materialize())
+        environment = {"DATABASE_URL": url_of(where), "STATS_LOCK_TIMEOUT_MS": "100"}
+        migration = run("alembic", "upgrade", "head", environment=environment, check=False)
+    assert remedy in migration.stderr
+    assert migration.returncode in (1, 3)
+
+
 # ---- servers ----
 
 
@@ -177,6 +192,34 @@ def test_settings_of_a_role_change_no_number(connection: psycopg.Connection[Any]
     assert again.success, failure(again)
     assert metadata(again)[DAY]["run_rows_updated"] == 0
     assert connection.execute(query).fetchall() == before
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "setting"),
+    [
+        ("57014", "statement_timeout"),
+        ("25P03", "idle_in_transaction_session_timeout"),
+        ("25P04", "transaction_timeout"),
+        ("57P05", "idle_session_timeout"),
+    ],
+)
+def test_a_time_out_that_ends_a_session_at_once_is_named(server: str, sqlstate: str, setting: str) -> None:
+    """It is raised here: in time, it would be too short or just long enough by chance."""
+    with psycopg.connect(f"{server} dbname=postgres") as connection, pytest.raises(psycopg.Error) as error:
+        connection.execute(f"DO $$ BEGIN RAISE EXCEPTION 'so it is' USING ERRCODE = '{sqlstate}'; END $$")
+    assert cannot_connect("host=here dbname=shop", error.value) == (
+        f"Cannot connect to database shop on here:5432: so it is. {setting} of the role, the database or the server "
+        f"leaves no time to set up a session: raise it, with ALTER ROLE ... SET {setting}."
+    )
+
+
+def test_dates_as_texts_are_those_of_iso(database: str, connection: psycopg.Connection[Any]) -> None:
+    """Whatever the database is set to."""
+    connection.execute(f"ALTER DATABASE {connection.info.dbname} SET DateStyle = 'German, DMY'")
+    engine = create_engine(database, is_reader=True)
+    with engine.connect() as other:
+        assert other.exec_driver_sql("SELECT '2026-01-15'::date::text").scalar() == "2026-01-15"
+    engine.dispose()
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])

@@ -453,6 +453,41 @@ def test_what_is_locked_is_an_error_and_not_waited_for(
             get_stats(tenant="user_2")
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "REVOKE SELECT ON {} FROM stats",
+        "ALTER TABLE {} ENABLE ROW LEVEL SECURITY",
+        "REVOKE USAGE ON SCHEMA marketplace_stats FROM stats",
+        "ALTER ROLE stats IN DATABASE {database} SET role = 'other'",
+    ],
+)
+def test_what_may_not_be_read_is_one_sentence(connection: psycopg.Connection[Any], url: str, statement: str) -> None:
+    """Whatever takes the right away; rows that a policy hides are not left out."""
+    connection.execute(
+        "DO $$ BEGIN CREATE ROLE other; EXCEPTION WHEN duplicate_object THEN END $$; GRANT other TO stats"
+    )
+    summary = "marketplace_stats.marketplace_daily_summary"
+    connection.execute(statement.format(summary, database=connection.info.dbname))
+    result = run("python", "-W", "ignore", "-m", "pipelines.stats", environment={"DATABASE_URL": url}, check=False)
+    connection.execute(f"ALTER ROLE stats IN DATABASE {connection.info.dbname} RESET ALL")
+    assert result.returncode == 1
+    assert re.fullmatch(
+        r"Reading [^\n]+\nError: The stats could not be read: [^\n]+ \(SQLSTATE 42501\)\. Run `alembic upgrade head` with "
+        r"MIGRATION_DATABASE_URL set, which grants what is missing; where a policy would hide rows, give the role "
+        r"BYPASSRLS, or drop the policy\.\n",
+        result.stderr,
+    ), result.stderr
+
+
+def test_ids_of_actions_are_numbers_whatever_their_type(connection: psycopg.Connection[Any], stats: str) -> None:
+    """The names are those of before, by tenant and in all."""
+    before = [list(get_stats(tenant=tenant)["action_code"]) for tenant in ("user_2", None)]
+    connection.execute("ALTER TABLE public.marketplace_action_types ALTER id DROP DEFAULT, ALTER id TYPE text")
+    assert summarize(str(YESTERDAY), str(YESTERDAY)).success
+    assert [list(get_stats(tenant=tenant)["action_code"]) for tenant in ("user_2", None)] == before
+
+
 def test_codes_are_written_as_they_are(connection: psycopg.Connection[Any], stats: str) -> None:
     """Markup, formulas and what a terminal obeys are text wherever they are shown."""
     codes = {1: f"[/red]x\x1b[2J{'y' * 30}", 5: "=1+1"}

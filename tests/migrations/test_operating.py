@@ -134,6 +134,26 @@ def test_the_owner_goes_on_where_an_administrator_began(
     assert "4 schemas: 0 done, 4 already there" in as_owner("upgrade", "head")
 
 
+def test_what_a_role_may_not_use_is_named(old_database: str, old_connection: psycopg.Connection[Any]) -> None:
+    """A tablespace that its settings name; a schema of somebody else's, around tables of its own."""
+    database = psycopg.conninfo.conninfo_to_dict(old_database)["dbname"]
+    role = f"mover_{database}"
+    old_connection.execute(f"CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {database} TO {role}")
+    for schema in SCHEMAS:
+        old_connection.execute(f"ALTER TABLE {schema}.{OLD} OWNER TO {role}; GRANT ALL ON SCHEMA {schema} TO {role}")
+    old_connection.execute(f"""
+        REVOKE ALL ON SCHEMA {S} FROM {role};
+        ALTER ROLE {role} IN DATABASE {database} SET default_tablespace = 'pg_global'""")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIGRATION_DATABASE_URL", url_of(old_database).replace("postgres@", f"{role}@"))
+        output = alembic(old_database, "upgrade", "head", status=None)
+        assert "(SQLSTATE 42501); default_tablespace is one that this role must not use" in output
+        old_connection.execute(f"ALTER ROLE {role} IN DATABASE {database} RESET default_tablespace")
+        output = alembic(old_database, "upgrade", "head", status=None)
+    assert f"{S}: failed, with {OLD}: permission denied for schema {S}; the schema belongs to postgres" in output
+    assert f"(SQLSTATE 42501); GRANT ALL ON SCHEMA ... TO {role}" in output
+
+
 def test_the_runs_role_is_known_wherever_it_comes_from(
     old_database: str, old_connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

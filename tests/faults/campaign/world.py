@@ -89,7 +89,9 @@ def _execute(command: str, environment: dict[str, str], output: str) -> None:
     print()
     for event in result.all_events:
         if event.is_step_failure and (error := event.step_failure_data.error):
-            print("Error:", error.message, "".join(("Traceback (most recent", *error.stack)) if error.stack else "")
+            cause = error.cause.message if error.cause else ""
+            stack = ("Traceback (most recent", *error.stack, cause) if error.stack else ()
+            print("Error:", error.message, "".join(stack))
     sys.exit(0 if result.success else 1)
 
 
@@ -240,7 +242,7 @@ class World:
         return found
 
 
-def judge(world: World, case: Case, environment: dict[str, str], stack: ExitStack) -> tuple[str, str]:
+def judge(world: World, case: Case, environment: dict[str, str]) -> tuple[str, str]:
     """The outcome of a case, and the sentence for it."""
     with world.connect() as connection:
         connection.execute(f"SET ROLE {OWNER}".encode())
@@ -263,14 +265,8 @@ def judge(world: World, case: Case, environment: dict[str, str], stack: ExitStac
                 except psycopg.Error as error:
                     return "(absent)", str(error).splitlines()[0]
 
-    def hold() -> None:
-        for statement in case.hold:
-            holder = stack.enter_context(psycopg.connect(world.conninfo))
-            holder.execute(statement.encode())
-
     red: list[Answer] = []
-    if case.hold_migration:
-        hold()
+    is_held = case.hold_migration
     for command in case.commands:
         if command == "run":
             with world.connect() as connection:
@@ -281,9 +277,11 @@ def judge(world: World, case: Case, environment: dict[str, str], stack: ExitStac
                     except psycopg.Error as error:
                         if not red:
                             return "(absent)", str(error).splitlines()[0]
-            if not case.hold_migration:
-                hold()
-        answer = execute(command, environment)
+            is_held = True
+        with ExitStack() as holders:  # Not for longer: the reference reads the same tables.
+            for statement in case.hold if is_held else ():
+                holders.enter_context(psycopg.connect(world.conninfo)).execute(statement.encode())
+            answer = execute(command, environment)
         if answer.status is None:
             return "HANG", f"{command}: {answer.output[-300:]}"
         if answer.has_stack:
@@ -322,7 +320,7 @@ def mistake(world: World, command: str, answer: Answer, red: list[Answer]) -> st
         return None
     if answer.status:
         return None
-    codes = "SELECT id, code FROM public.marketplace_action_types"
+    codes = "SELECT id::bigint, code FROM public.marketplace_action_types WHERE code IS NOT NULL"
     with world.connect() as connection:
         try:
             actions: dict[int, str] = dict(connection.execute(codes).fetchall())
@@ -396,7 +394,7 @@ def carry_out(server: str, number: int, case: Case) -> tuple[str, str]:
             folder, port = stack.enter_context(pooler(host, **case.pooler)), "6543"
         report = stack.enter_context(tempfile.TemporaryDirectory())
         environment = environment_of(world.name, folder, port, case.url) | {"STATS_REPORT_DIR": report}
-        outcome = judge(world, case, environment, stack)
+        outcome = judge(world, case, environment)
     with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection, suppress(psycopg.Error):
         connection.execute(f"DROP DATABASE {world.name} WITH (FORCE)".encode())
     return outcome
