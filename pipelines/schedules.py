@@ -27,6 +27,8 @@ When days have changed, `run_changes` has the largest of them from the journals,
 _TODAY = """
 Every {minutes} minutes, by the clock in {time_zone}: today so far. A tick is skipped while the run before it is queued
 or at work.
+
+When a tick was missed, nothing needs to be done: each computes the whole of today.
 """
 _UNFINISHED = [
     dg.DagsterRunStatus[name] for name in ("NOT_STARTED", "QUEUED", "STARTING", "STARTED", "CANCELING", "MANAGED")

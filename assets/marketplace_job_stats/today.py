@@ -30,10 +30,9 @@ tables as all others. Every few minutes, if its schedule is on.
 - A tenant that has nothing new costs a look, and nothing is written for it.
 - A job whose end is dated later today counts already.
 
-*When the check is red*, the tenants that it names could not be computed this time; the others are done. The next run
-tries them again, and the nightly run is red if they still fail then.
-
-*When the run is red*, no tenant could be computed at all, for the reason that it says.
+*When it is red*, no tenant could be computed, for the reason that the error says. If only its check is red, the tenants
+that it names could not be computed this time; the next run tries them again, and the nightly run is red if they still
+fail then.
 """
 _CHECK = """
 **Warns** of tenants that the last run could not compute: locked, not migrated, without a privilege, or broken in
