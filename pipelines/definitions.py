@@ -7,6 +7,7 @@ import dagster as dg
 
 from assets.marketplace_daily_summary.asset import build_marketplace_daily_summary
 from assets.marketplace_daily_summary.table import SummaryTable
+from assets.marketplace_daily_summary.today import build_marketplace_daily_summary_today
 from assets.marketplace_job_stats.asset import build_marketplace_job_stats
 from assets.marketplace_job_stats.checks import build_yesterday_check
 from assets.marketplace_job_stats.today import build_marketplace_job_stats_today
@@ -52,13 +53,14 @@ def build_defs(settings: Settings) -> dg.Definitions:
         "others are done. Then start it again.",
     )
     today = build_marketplace_job_stats_today(partitions, settings.key_prefix, failure_reasons=settings.failure_reasons)
+    summary_today = build_marketplace_daily_summary_today(partitions, settings.key_prefix)
     today_job = dg.define_asset_job(
         "marketplace_job_stats_today_job",
-        selection=[today],
+        selection=[today, summary_today],
         tags=tags | SOON,
-        description="Computes today so far. Its schedule starts it every few minutes.\n\n*When it is red*, no tenant "
-        "could be computed, for the reason that the error says; the next run tries again. Its check names single "
-        "tenants that could not be computed.",
+        description="Computes today so far, and adds it up over all tenants. Its schedule starts it every few minutes."
+        "\n\n*When it is red*, no tenant could be computed, for the reason that the error says; the next run tries "
+        "again. Its check names single tenants that could not be computed.",
     )
     summary = build_marketplace_daily_summary(partitions, settings.key_prefix)
     unusual_check = build_unusual_check(partitions, summary.key)
@@ -109,7 +111,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
         assets=[
             *build_sources(settings.key_prefix),
             *build_tenant_tables(settings.key_prefix),
-            *dg.with_source_code_references([stats, today, summary, report]),
+            *dg.with_source_code_references([stats, today, summary, summary_today, report]),
         ],
         asset_checks=[yesterday_check, unusual_check],
         jobs=[job, today_job, summary_job, report_job, check_job, unusual_job, migration_job, covering_index_job],

@@ -80,9 +80,16 @@ _global, _global_days = MarketplaceGlobalSummary.__table__, MarketplaceGlobalSum
 
 
 def get_stats(
-    days: int = 7, marketplace: str | None = None, tenant: str | None = None, all_databases: bool = False
+    days: int = 7,
+    marketplace: str | None = None,
+    tenant: str | None = None,
+    all_databases: bool = False,
+    *,
+    today: bool = False,
 ) -> "pd.DataFrame":
     """The stats of the last `days` closed days: one row per day, marketplace and action, with the columns COLUMNS.
+
+    With `today` also those of the day that is not over, as far as they were computed: its `tenants_open` is not 0.
 
     Of all marketplaces unless one is named; of one tenant if it is named, else the sums over all tenants, from the
     summary; with `all_databases` those of all databases, from the global one, where it is at home. Durations and waits
@@ -93,7 +100,7 @@ def get_stats(
     """
     import pandas as pd  # Not at the top: the command line makes no frame.
 
-    found = _read_stats(days, marketplace, tenant, all_databases)
+    found = _read_stats(days, marketplace, tenant, all_databases, today)
     frame = pd.DataFrame(found.rows, columns=list(COLUMNS), dtype=object).convert_dtypes()
     frame.attrs["notes"] = found.notes
     return frame
@@ -106,15 +113,18 @@ class _Found(NamedTuple):
     notes: list[str]
 
 
-def _read_stats(days: int, marketplace: str | None, tenant: str | None, all_databases: bool) -> _Found:
+def _read_stats(days: int, marketplace: str | None, tenant: str | None, all_databases: bool, today: bool) -> _Found:
     if tenant is not None and all_databases:
         raise UsageError("A tenant is in one database: give --tenant there, without --all-databases.")
+    if today and all_databases:
+        raise UsageError("Today so far is in each database's own summary: leave out --all-databases, or --today.")
     if days < 1:
         raise UsageError(f"--days {days} is not allowed: give 1 or more.")
     if marketplace is not None and marketplace not in MARKETPLACES:
         raise UsageError(f"There is no marketplace {marketplace!r}: use one of {', '.join(MARKETPLACES)}.")
     settings = Settings.from_env()
-    closed = closed_days(settings, days, datetime.now(UTC))
+    first, last = closed_days(settings, days, datetime.now(UTC))
+    closed = first, last + timedelta(days=today)
     where = conninfo()
     engine = create_engine(
         where,
@@ -190,7 +200,7 @@ def _of_tenant(
         row["success_rate"] = row["success_count"] / row["total_jobs"] if row["total_jobs"] else None
         row["top_reasons"] = reasons.get((row["date"], row["marketplace"], row["action_type_id"]), [])
         entry = entries.get(row["date"])
-        is_current = entry is not None and entry.outcome == "computed" and entry.definition >= DEFINITION
+        is_current = entry is not None and entry.outcome != "held_back" and entry.definition >= DEFINITION
         ended = row["total_jobs"] + (row["cancelled_count"] or 0) + (row["expired_count"] or 0)
         row["tenants_older_definition"] = int(ended > 0 and not is_current)
     records: dict[date, Record] = {}
@@ -240,9 +250,12 @@ def _read(
 @click.option("--marketplace", help=f"One of {', '.join(MARKETPLACES)}; default all.")
 @click.option("--tenant", help="A schema, for instance user_7; default the sums over all tenants.")
 @click.option("--all-databases", is_flag=True, help="The sums over all databases, from the global summary.")
+@click.option("--today", is_flag=True, help="Also today so far.")
 @click.option("--format", "kind", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-def main(days: int, marketplace: str | None, tenant: str | None, all_databases: bool, kind: str) -> None:
-    found = _read_stats(days, marketplace, tenant, all_databases)
+def main(
+    days: int, marketplace: str | None, tenant: str | None, all_databases: bool, today: bool, kind: str
+) -> None:
+    found = _read_stats(days, marketplace, tenant, all_databases, today)
     if kind == "csv":
         writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
         writer.writeheader()

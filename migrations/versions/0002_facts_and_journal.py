@@ -203,7 +203,7 @@ def _create_days(table: str, *columns: sa.Column[Any]) -> None:
         sa.Column("date", sa.Date, nullable=False),
         *(
             sa.Column(f"tenants_{name}", sa.Integer, nullable=False)
-            for name in ("expected", "computed", "held_back", "counter_only", "missing")
+            for name in ("expected", "computed", "held_back", "open", "counter_only", "missing")
         ),
         sa.Column("missing_tenants", sa.ARRAY(sa.Text), nullable=False),
         sa.Column("job_count", sa.BigInteger, nullable=False),

@@ -8,6 +8,7 @@ import dagster as dg
 import psycopg
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 
 from assets.marketplace_job_stats.asset import SCHEDULE_TAG, TODAY
 from assets.marketplace_job_stats.transaction import ComputeSpec, TenantResult, TimeZoneError, write_tenant
@@ -15,6 +16,7 @@ from pipelines.database import create_engine
 from pipelines.definitions import build_defs
 from pipelines.partitions import Days, Window
 from pipelines.settings import Settings
+from pipelines.stats import get_stats, main
 from tests import application
 from tests.conftest import run_url, wait_until
 from tests.integration.common import TENANTS, calm_time, checks, failure, job, materialize, plain
@@ -346,3 +348,55 @@ def test_the_morning_check_does_not_take_an_open_day_for_yesterday(
     assert missing() == []
     connection.execute("UPDATE user_2.marketplace_job_stats_days SET outcome = 'open'")
     assert missing() == ["user_2"]
+
+
+# What people see of it.
+
+
+def summary_day(connection: psycopg.Connection[Any], date: str) -> Any:
+    """Expected, computed, open and missing, and who is missing."""
+    query = """
+        SELECT tenants_expected, tenants_computed, tenants_open, tenants_missing, missing_tenants
+          FROM marketplace_stats.marketplace_daily_summary_days WHERE date = %s"""
+    return connection.execute(query, [date]).fetchone()
+
+
+def test_the_summary_has_today_marked_as_open(connection: psycopg.Connection[Any], clock: datetime) -> None:
+    """It follows each run, says who is missing, and goes on without who cannot be read; a replay writes nothing."""
+    zone, today = str(clock.tzinfo), clock.date().isoformat()
+    result = run_today(zone)
+    assert summary_day(connection, today) == (3, 0, 3, 0, [])
+    query = "SELECT date::text, total_jobs, tenants_active, tenants_older_definition, xmin::text FROM {}"
+    [row] = connection.execute(query.format("marketplace_stats.marketplace_daily_summary")).fetchall()
+    assert row[:4] == (today, 3, 3, 0)
+    [event] = result.asset_materializations_for_node("marketplace_daily_summary_today")
+    shown = {name: plain(value) for name, value in event.metadata.items()}
+    assert (shown["date"], shown["jobs"], shown["tenants_open"], shown["run_rows_inserted"]) == (today, 3, 3, 1)
+    assert run_today(zone).success
+    assert connection.execute(query.format("marketplace_stats.marketplace_daily_summary")).fetchall() == [row]
+
+    connection.execute("DELETE FROM user_1.marketplace_job_stats_days; DELETE FROM user_1.marketplace_job_stats")
+    connection.execute("REVOKE SELECT ON user_1.marketplace_jobs FROM stats")
+    connection.execute("REVOKE SELECT ON user_2.marketplace_job_stats FROM stats")
+    assert run_today(zone).success
+    assert summary_day(connection, today) == (3, 0, 1, 2, ["user_1", "user_2"])
+    assert connection.execute("SELECT total_jobs FROM marketplace_stats.marketplace_daily_summary").fetchall() == [(1,)]
+
+
+def test_readers_leave_today_out_unless_asked(
+    connection: psycopg.Connection[Any], clock: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all tenants and of one; and they say that the day is not whole."""
+    monkeypatch.setenv("STATS_TIMEZONE", str(clock.tzinfo))
+    run_today(str(clock.tzinfo))
+    for tenant, jobs in ((None, 3), ("user_2", 1)):
+        assert get_stats(tenant=tenant).empty
+        frame = get_stats(tenant=tenant, today=True)
+        [found] = frame.to_dict("records")
+        assert (found["date"], found["total_jobs"], found["tenants_open"]) == (clock.date(), jobs, jobs)
+        assert found["tenants_older_definition"] == 0
+        assert frame.attrs["notes"][-1].startswith(f"{clock.date()}: 0 of {jobs} tenants computed; {jobs} not yet")
+    outputs = [
+        CliRunner().invoke(main, ["--format", "csv", *option]).stdout.splitlines() for option in ([], ["--today"])
+    ]
+    assert [len(lines) for lines in outputs] == [1, 2]
