@@ -165,7 +165,9 @@ def test_the_analysts_page_is_true(connection: psycopg.Connection[Any], stats: s
         assert f"| `{column.name}` | {column.doc} |" in page
     questions = re.findall(r"^```sql\n(.*?)```", page, flags=re.DOTALL | re.MULTILINE)
     connection.execute("SET timezone = 'UTC'")
-    answers = [connection.execute(question.replace("user_7.", "user_2.").encode()).fetchall() for question in questions]
+    found = [connection.execute(question.replace("user_7.", "user_2.").encode()).fetchall() for question in questions]
+    whole_days, *answers = found
+    assert whole_days[0] == (YESTERDAY, 9)
     assert len(answers) == 10
     # There is no eBay job in the last seven days.
     assert [number for number, rows in enumerate(answers, start=1) if not rows] == [5]
