@@ -86,7 +86,7 @@ def test_an_open_day_is_unknown_to_the_release_before(
     alembic(old_database, "upgrade", "head")
     rows = [{"action_type_id": 1, "marketplace": "ebay", "date": day, "total_jobs": 1} for day in ("2025-06-01", TODAY)]
     application.insert(old_connection, S, NEW, rows)
-    known = {"time_zone": "UTC", "run_id": "x", "changed_at": "2025-06-03"}
+    known: dict[str, object] = {"time_zone": "UTC", "run_id": "x", "changed_at": "2025-06-03"}
     known |= dict.fromkeys(("job_count", "task_count", "stored_job_count", "stored_task_count"), 1)
     known |= dict.fromkeys(("unknown_marketplace_count", "bad_duration_count"), 0)
     entries = [{"date": "2025-06-01", "outcome": "computed"} | known, {"date": TODAY, "outcome": "open"} | known]
