@@ -252,9 +252,7 @@ def _read(
 @click.option("--all-databases", is_flag=True, help="The sums over all databases, from the global summary.")
 @click.option("--today", is_flag=True, help="Also today so far.")
 @click.option("--format", "kind", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-def main(
-    days: int, marketplace: str | None, tenant: str | None, all_databases: bool, today: bool, kind: str
-) -> None:
+def main(days: int, marketplace: str | None, tenant: str | None, all_databases: bool, today: bool, kind: str) -> None:
     found = _read_stats(days, marketplace, tenant, all_databases, today)
     if kind == "csv":
         writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")

@@ -91,7 +91,8 @@ def test_with_nothing_new_nothing_is_written(connection: psycopg.Connection[Any]
     """Promise 13: for a tenant with jobs, and for one without any; the night writes the ledger alone, and once."""
     add(connection, 1)
     for schema in ("user_1", "user_2"):
-        write(engine, "15", is_open=True, schema=schema)
+        first = write(engine, "15", is_open=True, schema=schema)
+        assert [day.entry for day in first.days.values()] == ["open"]
         before = versions(connection, schema)
         assert write(engine, "15", is_open=True, schema=schema).written == {}
         assert versions(connection, schema) == before
