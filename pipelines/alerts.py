@@ -17,7 +17,6 @@ import dagster as dg
 
 from assets.marketplace_job_stats.asset import SCHEDULE_TAG, TODAY
 from assets.unusual_numbers.check import FINDINGS
-from pipelines.metrics import key_prefix_tags
 from pipelines.settings import Settings, UsageError, alert_webhook_url
 
 ATTEMPTS, PAUSE_S, TIMEOUT_S = 3, 2, 10
@@ -32,8 +31,8 @@ When its tick has failed, the message could not be delivered, and is not sent ag
 """
 
 
-def build_alert_sensor(settings: Settings) -> dg.SensorDefinition:
-    """The sensor; it runs if there is somewhere to post to."""
+def build_alert_sensor(settings: Settings, tags: Mapping[str, str] | None = None) -> dg.SensorDefinition:
+    """The sensor; it runs if there is somewhere to post to. `tags` are those of this database's runs."""
 
     @dg.run_failure_sensor(
         name="alert_on_failure",
@@ -45,7 +44,7 @@ def build_alert_sensor(settings: Settings) -> dg.SensorDefinition:
         if url is None:
             raise UsageError("ALERT_WEBHOOK_URL is not set: set it, or turn this sensor off.")
         run = context.dagster_run
-        if run.tags.get(SCHEDULE_TAG) == TODAY and _was_told(context.instance, run, key_prefix_tags(settings)):
+        if run.tags.get(SCHEDULE_TAG) == TODAY and _was_told(context.instance, run, tags or {}):
             return
         # The run's own words are those of its step; the run itself only says which step it was.
         errors = [event.step_failure_data.error for event in context.get_step_failure_events()]

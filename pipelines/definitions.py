@@ -124,7 +124,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
             build_summary_sensor(partitions, [stats.key], summary.key, summary_job.name),
             build_report_sensor(summary.key, report_job.name),
             build_unusual_sensor(summary.key, unusual_job.name),
-            build_alert_sensor(settings),
+            build_alert_sensor(settings, tags),
             build_metrics_sensor(settings),
             build_unusual_alert_sensor(settings, unusual_check.check_key),
         ],
