@@ -158,14 +158,15 @@ class MarketplaceJobStatsDay(StatsBase):
 
     __tablename__ = "marketplace_job_stats_days"
     __table_args__ = (
-        CheckConstraint("outcome::text IN ('computed', 'held_back')", name="outcome"),
+        CheckConstraint("outcome::text IN ('computed', 'held_back', 'open')", name="outcome"),
         {"schema": TENANT},
     )
 
     date: Mapped[dt.date] = mapped_column(Date, primary_key=True, doc="The day, in `time_zone`.")
     outcome: Mapped[str] = mapped_column(
         String(20),
-        doc="`computed`, or `held_back`: the source has lost rows of that day by age, so nothing was written.",
+        doc="`computed`; `held_back`: no facts stand behind the stored numbers, and they are kept; or `open`: computed "
+        "while the day was not over.",
     )
     time_zone: Mapped[str] = mapped_column(Text, doc="The reporting time zone that the day's limits were taken from.")
     job_count: Mapped[int] = mapped_column(

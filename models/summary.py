@@ -27,14 +27,17 @@ def _added_sum(doc: str) -> Mapped[int]:
 class _Completeness:
     """How complete the summary of one day is.
 
-    `tenants_expected` is the sum of computed, held back, counter only and missing ones. A day that is not here was
-    never summarized.
+    `tenants_expected` is the sum of computed, held back, open, counter only and missing ones. A day that is not here
+    was never summarized.
     """
 
     date: Mapped[dt.date] = mapped_column(Date, primary_key=True, doc="The day.", sort_order=-1)
     tenants_expected: Mapped[int] = mapped_column(Integer, doc="Tenants that should stand behind the day's numbers.")
     tenants_computed: Mapped[int] = mapped_column(Integer, doc="Those whose ledger has the day as computed.")
     tenants_held_back: Mapped[int] = mapped_column(Integer, doc="Those whose ledger has the day as held back.")
+    tenants_open: Mapped[int] = mapped_column(
+        Integer, doc="Those whose ledger has the day as open: it was computed while it was not over, as today is."
+    )
     tenants_counter_only: Mapped[int] = mapped_column(
         Integer, doc="Those with numbers that no entry of the ledger stands behind: the old counter's."
     )

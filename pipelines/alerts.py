@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
+from assets.marketplace_job_stats.asset import SCHEDULE_TAG, TODAY
 from assets.unusual_numbers.check import FINDINGS
 from pipelines.settings import Settings, UsageError, alert_webhook_url
 
@@ -23,14 +24,15 @@ MOST_CHARACTERS = 2_000
 
 DESCRIPTION = """
 Posts `{"text": ...}` to `ALERT_WEBHOOK_URL` for every run that fails, whatever its job, if a schedule, a sensor or
-Dagit has started it: which job and run, and why. Chat services take that form as it is. Off if the variable is not set.
+Dagit has started it: which job and run, and why. Of today's runs, which begin every few minutes, only for the first of
+several that fail one after the other. Chat services take that form as it is. Off if the variable is not set.
 
 When its tick has failed, the message could not be delivered, and is not sent again; the run's own page has it.
 """
 
 
-def build_alert_sensor(settings: Settings) -> dg.SensorDefinition:
-    """The sensor; it runs if there is somewhere to post to."""
+def build_alert_sensor(settings: Settings, tags: Mapping[str, str] | None = None) -> dg.SensorDefinition:
+    """The sensor; it runs if there is somewhere to post to. `tags` are those of this database's runs."""
 
     @dg.run_failure_sensor(
         name="alert_on_failure",
@@ -41,10 +43,12 @@ def build_alert_sensor(settings: Settings) -> dg.SensorDefinition:
         url = alert_webhook_url()
         if url is None:
             raise UsageError("ALERT_WEBHOOK_URL is not set: set it, or turn this sensor off.")
+        run = context.dagster_run
+        if run.tags.get(SCHEDULE_TAG) == TODAY and _was_told(context.instance, run, tags or {}):
+            return
         # The run's own words are those of its step; the run itself only says which step it was.
         errors = [event.step_failure_data.error for event in context.get_step_failure_events()]
         reasons = [_reason(error) for error in errors if error] or [context.failure_event.message or "no reason"]
-        run = context.dagster_run
         job = "/".join([*settings.key_prefix, run.job_name])
         post(url, f"{job} failed, run {run.run_id}: {' '.join(reasons)}"[:MOST_CHARACTERS])
 
@@ -115,6 +119,14 @@ def _message(
     if more > 0:
         lines.append(f"and {more} more")
     return "\n".join(lines)[:MOST_CHARACTERS]
+
+
+def _was_told(instance: dg.DagsterInstance, run: dg.DagsterRun, tags: Mapping[str, str]) -> bool:
+    """Whether the scheduled run of the same job and database before this one has failed as well."""
+    ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
+    of_job = dg.RunsFilter(job_name=run.job_name, statuses=ended, tags={**tags, SCHEDULE_TAG: TODAY})
+    before = instance.get_runs(of_job, cursor=run.run_id, limit=1)
+    return bool(before) and before[0].status == dg.DagsterRunStatus.FAILURE
 
 
 def _reason(error: Any) -> str:

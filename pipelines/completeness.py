@@ -11,7 +11,7 @@ from typing import Any
 MOST_NAMES = 5
 """How many missing tenants are named."""
 
-OUTCOMES = ("computed", "held_back", "counter_only", "missing")
+OUTCOMES = ("computed", "held_back", "open", "counter_only", "missing")
 """What a tenant may be on a day on which it is expected."""
 COUNTS = ("tenants_expected", *(f"tenants_{outcome}" for outcome in OUTCOMES))
 
@@ -24,6 +24,7 @@ def is_complete(record: Record | None) -> bool:
         record is not None
         and bool(record["tenants_expected"])
         and not record["tenants_missing"]
+        and not record["tenants_open"]
         and not record["tenants_counter_only"]
         and not record.get("old_databases")
         and not record.get("tenants_twice")
@@ -39,6 +40,8 @@ def describe(record: Record | None) -> str:
     parts = [f"{record['tenants_computed']:,} of {record['tenants_expected']:,} tenants computed"]
     if record["tenants_held_back"]:
         parts.append(f"{record['tenants_held_back']:,} held back")
+    if record["tenants_open"]:
+        parts.append(f"{record['tenants_open']:,} not yet for the whole day")
     if record["tenants_counter_only"]:
         parts.append(f"{record['tenants_counter_only']:,} from the old counter only")
     if record["tenants_missing"]:

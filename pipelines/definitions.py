@@ -7,8 +7,10 @@ import dagster as dg
 
 from assets.marketplace_daily_summary.asset import build_marketplace_daily_summary
 from assets.marketplace_daily_summary.table import SummaryTable
+from assets.marketplace_daily_summary.today import build_marketplace_daily_summary_today
 from assets.marketplace_job_stats.asset import build_marketplace_job_stats
 from assets.marketplace_job_stats.checks import build_yesterday_check
+from assets.marketplace_job_stats.today import build_marketplace_job_stats_today
 from assets.marketplace_report.asset import build_marketplace_report
 from assets.sources import build_sources
 from assets.tenant_tables import build_tenant_tables, table_key
@@ -20,7 +22,7 @@ from pipelines.metrics import build_metrics_sensor, key_prefix_tags
 from pipelines.migration import build_migration_job, build_migration_schedule
 from pipelines.partitions import day_partitions
 from pipelines.resources import TenantDatabase
-from pipelines.schedules import build_schedules
+from pipelines.schedules import build_schedules, build_today_schedule
 from pipelines.sensors import build_report_sensor, build_summary_sensor, build_unusual_sensor
 from pipelines.settings import Settings
 
@@ -49,6 +51,16 @@ def build_defs(settings: Settings) -> dg.Definitions:
         "Sundays. For a backfill use the asset's page: it does a whole range in one run, a job's backfill takes a run "
         "for each day.\n\n*When it is red*, the error names the tenants that were not computed, and what to do; the "
         "others are done. Then start it again.",
+    )
+    today = build_marketplace_job_stats_today(partitions, settings.key_prefix, failure_reasons=settings.failure_reasons)
+    summary_today = build_marketplace_daily_summary_today(partitions, settings.key_prefix)
+    today_job = dg.define_asset_job(
+        "marketplace_job_stats_today_job",
+        selection=[today, summary_today],
+        tags=tags | SOON,
+        description="Computes today so far, and adds it up over all tenants. Its schedule starts it every few minutes."
+        "\n\n*When it is red*, no tenant could be computed, for the reason that the error says; the next run tries "
+        "again. Its check names single tenants that could not be computed.",
     )
     summary = build_marketplace_daily_summary(partitions, settings.key_prefix)
     unusual_check = build_unusual_check(partitions, summary.key)
@@ -99,16 +111,20 @@ def build_defs(settings: Settings) -> dg.Definitions:
         assets=[
             *build_sources(settings.key_prefix),
             *build_tenant_tables(settings.key_prefix),
-            *dg.with_source_code_references([stats, summary, report]),
+            *dg.with_source_code_references([stats, today, summary, summary_today, report]),
         ],
         asset_checks=[yesterday_check, unusual_check],
-        jobs=[job, summary_job, report_job, check_job, unusual_job, migration_job, covering_index_job],
-        schedules=[*schedules, build_migration_schedule(settings, migration_job)],
+        jobs=[job, today_job, summary_job, report_job, check_job, unusual_job, migration_job, covering_index_job],
+        schedules=[
+            *schedules,
+            build_today_schedule(settings, partitions, today_job.name, tags),
+            build_migration_schedule(settings, migration_job),
+        ],
         sensors=[
             build_summary_sensor(partitions, [stats.key], summary.key, summary_job.name),
             build_report_sensor(summary.key, report_job.name),
             build_unusual_sensor(summary.key, unusual_job.name),
-            build_alert_sensor(settings),
+            build_alert_sensor(settings, tags),
             build_metrics_sensor(settings),
             build_unusual_alert_sensor(settings, unusual_check.check_key),
         ],

@@ -109,6 +109,11 @@ class Days:
             "starts": f"{{{','.join(bound.isoformat() for bound in bounds)}}}",
         }
 
+    def window_at(self, instant: datetime) -> Window:
+        """The day to which an instant belongs, as a window: whether it is over or not."""
+        start, end, day = self._day_of(instant)
+        return Window((day,), (start,), end, self.partitions.timezone)
+
     def _day_of(self, instant: datetime) -> tuple[datetime, datetime, date]:
         """Start, end and date of the day that an instant belongs to. Its date by the clock may be the next or the one
         before."""

@@ -1,10 +1,11 @@
 """When the stats are computed, and when somebody looks whether they were."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
-from assets.marketplace_job_stats.asset import NIGHTLY, SCHEDULE_TAG, WEEKLY
+from assets.marketplace_job_stats.asset import NIGHTLY, SCHEDULE_TAG, TODAY, WEEKLY
+from assets.marketplace_job_stats.today import running_day
 from pipelines.settings import Settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
@@ -23,6 +24,15 @@ nightly runs look back. `run_days_changed` and `run_tenants_changed` say how man
 
 When days have changed, `run_changes` has the largest of them from the journals, with both numbers and the cause.
 """
+_TODAY = """
+Every {minutes} minutes, by the clock in {time_zone}: today so far. A tick is skipped while the run before it is queued
+or at work.
+
+When a tick was missed, nothing needs to be done: each computes the whole of today.
+"""
+_UNFINISHED = [
+    dg.DagsterRunStatus[name] for name in ("NOT_STARTED", "QUEUED", "STARTING", "STARTED", "CANCELING", "MANAGED")
+]
 _CHECK = """
 At 06:00 in {time_zone}: is yesterday in the ledger of every tenant? It warns also if no run has been started at all.
 
@@ -84,3 +94,28 @@ def build_schedules(
         description=_CHECK.format(**words),
     )
     return [nightly, weekly, check]
+
+
+def build_today_schedule(
+    settings: Settings, partitions: dg.DailyPartitionsDefinition, job_name: str, tags: Mapping[str, str]
+) -> dg.ScheduleDefinition:
+    """Runs of today so far; `tags` are those of this database's runs."""
+    minutes = settings.today_minutes
+
+    @dg.schedule(
+        name="marketplace_job_stats_today_schedule",
+        job_name=job_name,
+        cron_schedule=f"*/{minutes} * * * *" if minutes < 60 else "0 * * * *",
+        execution_timezone=settings.time_zone,
+        description=_TODAY.format(minutes=minutes, time_zone=settings.time_zone),
+    )
+    def today(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        at = context.scheduled_execution_time
+        if running_day(partitions, at) is None:
+            return dg.SkipReason(f"The first day, {settings.start_date} (STATS_START_DATE), has not begun.")
+        unfinished = dg.RunsFilter(job_name=job_name, statuses=_UNFINISHED, tags=tags)
+        if runs := context.instance.get_runs(unfinished, limit=1):
+            return dg.SkipReason(f"The run before, {runs[0].run_id}, is not finished.")
+        return dg.RunRequest(run_key=at.isoformat(), tags={SCHEDULE_TAG: TODAY})
+
+    return today

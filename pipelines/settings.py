@@ -31,6 +31,7 @@ class Settings:
     time_zone: str
     lookback_days: int
     sweep_days: int
+    today_minutes: int
     failure_reasons: bool
     workers: int
     lock_timeout_ms: int
@@ -50,6 +51,7 @@ class Settings:
             time_zone=_time_zone(env, "STATS_TIMEZONE", "UTC"),
             lookback_days=_whole_number(env, "STATS_LOOKBACK_DAYS", 3, 1, 366),
             sweep_days=_whole_number(env, "STATS_SWEEP_DAYS", 35, 1, 366),
+            today_minutes=_today_minutes(env, "STATS_TODAY_MINUTES", 15),
             failure_reasons=_yes_or_no(env, "STATS_FAILURE_REASONS", default=True),
             workers=_whole_number(env, "STATS_WORKERS", 4, 1, 64),
             lock_timeout_ms=_whole_number(env, "STATS_LOCK_TIMEOUT_MS", 10_000, 1, 3_600_000),
@@ -90,6 +92,17 @@ def _whole_number(env: Mapping[str, str], name: str, default: int, low: int, hig
     text = env.get(name, "").strip() or str(default)
     if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
         raise UsageError(f"{name}={text!r} is not allowed: give a whole number from {low} to {high}.")
+    return int(text)
+
+
+def _today_minutes(env: Mapping[str, str], name: str, default: int) -> int:
+    allowed = [number for number in range(5, 61) if 60 % number == 0]  # What a cron can say.
+    text = env.get(name, "").strip() or str(default)
+    if text not in map(str, allowed):
+        listed = ", ".join(map(str, allowed))
+        raise UsageError(
+            f"{name}={text!r} is not allowed: an hour has to be a multiple of it, so give one of {listed}."
+        )
     return int(text)
 
 

@@ -117,13 +117,15 @@ def get_stats(
     end: date | str | None = None,
     action: str | None = None,
     by: str | Sequence[str] = (),
+    today: bool = False,
 ) -> "pd.DataFrame":
     """The stats of the last `days` closed days (default 7), or of those from `start` to `end`, both included.
 
     One row per day, marketplace and action, with the columns COLUMNS, of all marketplaces and actions unless one is
     named; of the tenants that are named, else the sums over all, from the summary; with `all_databases` those of all
     databases, from the global one, where it is at home. With `by` (of the keys of BY) one row for each of its groups,
-    the columns of `by` first, then the numbers.
+    the columns of `by` first, then the numbers. With `today` also the day that is not over, as far as it was computed:
+    its `tenants_open` is not 0.
 
     `date` is datetime64, texts are string, `success_rate` is Float64 from 0 to 1, `top_reasons` object, all else Int64,
     also when there are no rows. Durations and waits are whole milliseconds; percentiles are within 1 % before they are
@@ -140,7 +142,7 @@ def get_stats(
 
     tenants = [tenant] if isinstance(tenant, str) else tenant or ()
     groups = [by] if isinstance(by, str) else by
-    found = _read_stats(days, start, end, marketplace, action, tenants, all_databases, groups)
+    found = _read_stats(days, start, end, marketplace, action, tenants, all_databases, groups, today)
     types = {name: _DTYPES.get(name, "Int64") for name in found.columns}
     frame = pd.DataFrame(found.rows, columns=list(types), dtype=object).astype(types)
     frame.attrs["notes"] = found.notes
@@ -198,12 +200,15 @@ def _read_stats(
     tenants: Sequence[str],
     all_databases: bool,
     by: Sequence[str],
+    today: bool,
     say: Callable[[str], None] = lambda text: None,
 ) -> _Found:
     if all_databases and (tenants or "tenant" in by):
         raise UsageError("A tenant is in one database: give --tenant there, without --all-databases.")
+    if today and all_databases:
+        raise UsageError("Today so far is in each database's own summary: leave out --all-databases, or --today.")
     settings = Settings.from_env()
-    first, last, left_out = _chosen_days(settings, days, start, end, datetime.now(UTC))
+    first, last, left_out = _chosen_days(settings, days, start, end, datetime.now(UTC), today)
     if marketplace is not None and marketplace not in MARKETPLACES:
         raise UsageError(f"There is no marketplace {marketplace!r}: {_hint(marketplace, MARKETPLACES)}")
     if unknown := [name for name in by if name not in BY]:
@@ -273,18 +278,19 @@ def _day(name: str, value: date | str) -> date:
 
 
 def _chosen_days(
-    settings: Settings, days: int | None, start: date | str | None, end: date | str | None, now: datetime
+    settings: Settings, days: int | None, start: date | str | None, end: date | str | None, now: datetime, today: bool
 ) -> tuple[date, date, list[str]]:
     """The first and the last day, and a sentence for those that were asked for and are left out."""
     if start is None and end is None:
         if days is not None and days < 1:
             raise UsageError(f"--days {days} is not allowed: give 1 or more.")
-        return *closed_days(settings, 7 if days is None else days, now), []
+        first, last = closed_days(settings, 7 if days is None else days, now)
+        return first, last + timedelta(days=today), []
     if days is not None:
         raise UsageError("--days does not go together with --from and --to: give one of them.")
     if start is None:
         raise UsageError("--to needs --from: give the first day, too.")
-    closed = closed_days(settings, 1, now)[1]
+    closed = closed_days(settings, 1, now)[1] + timedelta(days=today)
     first = _day("from", start)
     last = closed if end is None else _day("to", end)
     if end is not None and last < first:
@@ -408,7 +414,7 @@ def _of_tenant(
         row["reasons"] = reasons.get((row["date"], row["marketplace"], row["action_type_id"]), {})
         row["top_reasons"] = _top(row["reasons"], dict.fromkeys(row["reasons"], 1))
         entry = entries.get(row["date"])
-        is_current = entry is not None and entry.outcome == "computed" and entry.definition >= DEFINITION
+        is_current = entry is not None and entry.outcome != "held_back" and entry.definition >= DEFINITION
         ended = row["total_jobs"] + (row["cancelled_count"] or 0) + (row["expired_count"] or 0)
         row["tenants_older_definition"] = int(ended > 0 and not is_current)
     records: dict[date, Record] = {}
@@ -574,6 +580,7 @@ Examples:
     help="A schema, for instance user_7; several times for the sums over several. Default the sums over all.",
 )
 @click.option("--all-databases", is_flag=True, help="The sums over all databases, from the global summary.")
+@click.option("--today", is_flag=True, help="Also today so far.")
 @click.option(
     "--by",
     type=click.Choice(list(BY)),
@@ -602,6 +609,7 @@ def main(
     action: str | None,
     tenants: tuple[str, ...],
     all_databases: bool,
+    today: bool,
     by: tuple[str, ...],
     kind: str,
     output: Path | None,
@@ -611,7 +619,16 @@ def main(
     if kind == "parquet" and output is None:
         raise UsageError("--format parquet is not for a terminal: give --output FILE.")
     found = _read_stats(
-        days, start, end, marketplace, action, tenants, all_databases, by, lambda text: click.echo(text, err=True)
+        days,
+        start,
+        end,
+        marketplace,
+        action,
+        tenants,
+        all_databases,
+        by,
+        today,
+        lambda text: click.echo(text, err=True),
     )
     if output is None:
         _print(found, kind, sys.stdout)

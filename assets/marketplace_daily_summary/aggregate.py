@@ -40,7 +40,7 @@ def batch_query(schemas: Sequence[str]) -> sa.Select[Any]:
     ledger = _of_each(schemas, _ledger, ("date", "outcome", "definition"), "ledger")
     # Who has no entry was never computed: the old live counter has left its rows. A day that is held back has rows
     # that this definition could not account for, although it was judged by it.
-    is_current = sa.and_(ledger.c.definition >= DEFINITION, ledger.c.outcome == "computed")
+    is_current = sa.and_(ledger.c.definition >= DEFINITION, ledger.c.outcome != "held_back")
     is_active = stored.c.total_jobs + sa.func.coalesce(stored.c.cancelled_count + stored.c.expired_count, 0) > 0
     action = _action_types()
     rows = (

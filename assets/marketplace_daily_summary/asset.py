@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -41,7 +42,8 @@ expired ones included; `top_failing` names those with the most failed jobs, `top
 tenants. Percentiles are those of all jobs of the row, within 1 %.
 
 **How complete a day is** stands in its metadata and in `marketplace_stats.marketplace_daily_summary_days`: of the
-tenants that are expected, for how many the day is computed, held back, there from the old counter only, or missing.
+tenants that are expected, for how many the day is computed, held back, still open (computed before it was over), there
+from the old counter only, or missing.
 Expected is who has an earlier day in its ledger, or jobs that ended by then, and still has a table of jobs.
 
 `tenants_older_definition` counts the active tenants whose numbers of that day are not known to be of the newest
@@ -114,21 +116,21 @@ def build_marketplace_daily_summary(
         try:
             window = Window.of(partitions, context.partition_keys)
             with tenant_database.connect() as (engine, connection):
-                found = _read(context, tenant_database, engine, connection, window, partitions)
+                found = read_tenants(context, tenant_database, engine, connection, window, partitions)
                 records = found.frame.to_dict("records")
                 changes, kept = write(connection, records, found.days, found.unread, bool(found.without_reasons))
         except UsageError as error:
             raise RunFailure(error.message) from None
         except sa.exc.DBAPIError as error:
             raise RunFailure(f"The stats could not be read, or the summary not written: {explain(error)}.") from None
-        days = {day: _day_metadata(found, day) for day in window.dates if day not in kept}
+        days = {day: day_metadata(found, day) for day in window.dates if day not in kept}
         run = {
             **{f"run_{name}": number for name, number in changes.items()},
             "run_tenants_not_read": len(found.unread),
             "run_tenants_without_reasons": len(found.without_reasons),
             "run_days_kept": len(kept),
             "run_other_days_changed": len(found.changed),
-            "run_preview": table(_preview(found.frame)),
+            "run_preview": table(preview(found.frame)),
         }
         if days:
             # What belongs to the whole run is stored once, with its last day: that is the one that Dagit shows first.
@@ -154,7 +156,7 @@ def build_marketplace_daily_summary(
     return marketplace_daily_summary
 
 
-def _day_metadata(found: _Read, day: date) -> dict[str, Any]:
+def day_metadata(found: _Read, day: date) -> dict[str, Any]:
     rows = found.frame[found.frame["date"] == day]
     record = found.days[day]
     missing = record["missing_tenants"]
@@ -198,15 +200,16 @@ def _failure(found: _Read, kept: Collection[date]) -> str:
     return " ".join(sentences)
 
 
-def _read(
+def read_tenants(
     context: dg.AssetExecutionContext,
     database: TenantDatabase,
     engine: sa.Engine,
     connection: sa.Connection,
     window: Window,
     partitions: dg.DailyPartitionsDefinition,
+    others: bool = True,
 ) -> _Read:
-    """What the tenants did on these days. Raises UsageError."""
+    """What the tenants did on these days, and which `others` have changed since they were read. Raises UsageError."""
     # They need pandas: not for every import.
     from assets.marketplace_daily_summary.aggregate import (
         active_query,
@@ -276,7 +279,9 @@ def _read(
     differing: list[dict[str, Any]] = []
     empty: set[str] = {schema for schema, it in found.items() if not it.has_stored}
     with_rows: set[tuple[str, date]] = set()
-    queries = (batch_query, ledgers_query, exceptions_query, active_query)
+    # To look at whole ledgers takes longer than to read a day.
+    of_ledgers = (partial(ledgers_query, in_window=not others), partial(exceptions_query, in_window=not others))
+    queries = (batch_query, *of_ledgers, active_query)
     for rows, ledgers, exceptions, active in read(schemas, queries, unread):
         parts.extend(rows)
         older.update({row["date"]: row["tenants_older_on_date"] or 0 for row in rows})
@@ -287,6 +292,7 @@ def _read(
             of_day = days[row["date"]]
             of_day.computed += row["computed"]
             of_day.held_back += row["held_back"]
+            of_day.open += row["open"]
             of_day.state += row["state"]
         for row in active:
             days[row["date"]].active[row["tenant"]] = row["first_written"]
@@ -321,9 +327,10 @@ def _read(
     for day in window.dates:
         days[day].missing |= set(unread)
         days[day].job_count = int(ended[frame["date"] == day].sum())
-    others = {date.fromisoformat(key) for key in partitions.get_partition_keys()} - set(window.dates)
-    recorded = {day: record for day, record in read_days(connection).items() if day in others}
-    states = {day: it.state for day, it in days.items() if day in others}
+    closed = {date.fromisoformat(key) for key in partitions.get_partition_keys()} if others else set()
+    compared = closed - set(window.dates)
+    recorded = {day: record for day, record in read_days(connection).items() if day in compared}
+    states = {day: it.state for day, it in days.items() if day in compared}
     return _Read(
         frame,
         {day: days[day].record(window.time_zone) for day in window.dates},
@@ -365,7 +372,7 @@ def _first_jobs(
                 yield schema, start
 
 
-def _preview(frame: Any) -> list[dict[str, Any]]:
+def preview(frame: Any) -> list[dict[str, Any]]:
     """The last days first, the busiest rows of each first."""
     newest = frame.sort_values(["date", "total_jobs"], ascending=False)
     return [

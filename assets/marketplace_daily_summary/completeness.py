@@ -29,6 +29,7 @@ class Day:
 
     computed: int = 0
     held_back: int = 0
+    open: int = 0
     counter_only: int = 0
     missing: set[str] = field(default_factory=set)
     state: int = 0
@@ -39,9 +40,10 @@ class Day:
     def record(self, time_zone: str) -> dict[str, Any]:
         """The values of DAY_COLUMNS, without the date."""
         return {
-            "tenants_expected": self.computed + self.held_back + self.counter_only + len(self.missing),
+            "tenants_expected": self.computed + self.held_back + self.open + self.counter_only + len(self.missing),
             "tenants_computed": self.computed,
             "tenants_held_back": self.held_back,
+            "tenants_open": self.open,
             "tenants_counter_only": self.counter_only,
             "tenants_missing": len(self.missing),
             "missing_tenants": sorted(self.missing, key=by_number),
@@ -59,8 +61,9 @@ def by_number(schema: str) -> tuple[int, str]:
     return len(schema), schema
 
 
-def ledgers_query(schemas: Sequence[str]) -> sa.TextClause:
-    """The ledgers of these tenants added up: of each date that one of them has, `computed`, `held_back` and `state`.
+def ledgers_query(schemas: Sequence[str], in_window: bool = False) -> sa.TextClause:
+    """The ledgers of these tenants added up: of each date that one of them has, or of those of the window, `computed`,
+    `held_back`, `open` and `state`.
 
     The state is a sum, so that it does not matter in what order, or how many at a time, the tenants are read. It
     changes with every entry that comes, goes or changes, as the entry of each day does whose rows a run has changed.
@@ -71,21 +74,24 @@ def ledgers_query(schemas: Sequence[str]) -> sa.TextClause:
         SELECT CAST(date AS date) AS date,
                count(*) FILTER (WHERE outcome = 'computed') AS computed,
                count(*) FILTER (WHERE outcome = 'held_back') AS held_back,
+               count(*) FILTER (WHERE outcome = 'open') AS open,
                CAST(sum(CAST(CAST('x' || substr(md5({entry}), 1, 12) AS bit(48)) AS bigint)) AS bigint) AS state
-          FROM ({of_each(schemas, _ledger, ("date", *columns))}) AS ledger
+          FROM ({of_each(schemas, _ledger, ("date", *columns), in_window=in_window)}) AS ledger
          GROUP BY 1""")
 
 
-def exceptions_query(schemas: Sequence[str]) -> sa.TextClause:
+def exceptions_query(schemas: Sequence[str], in_window: bool = False) -> sa.TextClause:
     """Of these tenants, the days of the window that the ledger lacks, or whose stored rows are not what it says.
 
-    `date`, `tenant`, `has_entry`, `has_rows`, and `first_date`, the first day of the tenant's ledger. A day before it
-    is an exception only if it has rows. Parameters: `dates`, `first_date` and `last_date`.
+    `date`, `tenant`, `has_entry`, `has_rows`, and `first_date`, the first day of the tenant's ledger, or of what is
+    `in_window` of it. A day before it is an exception only if it has rows. Parameters: `dates`, `first_date` and
+    `last_date`.
     """
     names = ", ".join(f"('{schema}')" for schema in schemas)
+    entry = ("date", "stored_job_count", "stored_task_count")
     columns = ("date", "total_jobs", "cancelled_count", "expired_count", "total_tasks")
     return sa.text(f"""
-        WITH ledger AS ({of_each(schemas, _ledger, ("date", "stored_job_count", "stored_task_count"))}),
+        WITH ledger AS ({of_each(schemas, _ledger, entry, in_window=in_window)}),
              tenant AS (SELECT name.tenant, min(ledger.date) AS first_date
                           FROM (VALUES {names}) AS name (tenant) LEFT JOIN ledger USING (tenant) GROUP BY 1),
              stored AS (SELECT tenant, date, sum(total_tasks) AS tasks,

@@ -33,8 +33,8 @@ from pipelines.tenants import Tenant, choose_tenants, find_tenants, superuser_wa
 warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
 
 SCHEDULE_TAG = "marketplace_job_stats/schedule"
-"""The tag by which a run knows what it was scheduled for: NIGHTLY or WEEKLY; other runs do not have it."""
-NIGHTLY, WEEKLY = "nightly", "weekly"
+"""The tag by which a run knows what it was scheduled for: NIGHTLY, WEEKLY or TODAY; other runs do not have it."""
+NIGHTLY, WEEKLY, TODAY = "nightly", "weekly", "today"
 
 PASSES = 3
 """How often a run begins again, because the server was lost while it went on, before it gives up."""
@@ -60,8 +60,8 @@ was last seen. To have the numbers of what the source still holds, run the days 
   rows are kept, until the days are run with `allow_shrink: true`.
 
 *When it is red*, every tenant is computed but those that the error names. Fix what it says, and materialize the days
-again. With `only_missing: true`, a run computes only days that were never computed for a tenant, or by an older
-definition of the numbers.
+again. With `only_missing: true`, a run computes only days that were not computed for a tenant since they were
+over, or by an older definition of the numbers.
 """
 
 
@@ -73,7 +73,8 @@ class StatsConfig(dg.Config):
     )
     only_missing: bool = Field(
         default=False,
-        description="Compute, of these days, only those that a tenant's ledger lacks, or has by an older definition.",
+        description="Compute, of these days, only those that a tenant's ledger lacks, or has open, or by an older "
+        "definition.",
     )
     allow_shrink: bool = Field(
         default=False, description="Forget, for these days, what the source no longer holds; needs `tenants`."
@@ -124,7 +125,7 @@ def build_marketplace_job_stats(
             if key not in context.selected_asset_keys:
                 raise UsageError("These checks are evaluated when days are computed: materialize the asset.")
             spec = _spec(context, config, partitions, sweep_days, failure_reasons)
-            report = _compute(context, config, tenant_database, spec)
+            report = compute(context, config, tenant_database, spec)
         except UsageError as error:
             raise RunFailure(error.message) from None
         context.log.info(report.summary())
@@ -188,7 +189,7 @@ def _spec(
     )
 
 
-def _compute(
+def compute(
     context: dg.AssetExecutionContext, config: StatsConfig, database: TenantDatabase, spec: ComputeSpec
 ) -> RunReport:
     """Computes the days for the chosen tenants. What is returned is durable. Raises UsageError."""

@@ -63,8 +63,8 @@ without a start, or with one that makes no sense (counted, but not in the durati
 *When it is red:* the application writes something new or wrong. The tenants are named, the most first.
 """,
     YESTERDAY: """
-**Warns** if a tenant's ledger lacks yesterday, by its own schedule in the morning: whatever the runs have said. Tenants
-without a job that ended before today are left out: they are new.
+**Warns** if a tenant's ledger lacks yesterday, or still has it open, by its own schedule in the morning: whatever the
+runs have said. Tenants without a job that ended before today are left out: they are new.
 
 *When it is red:* look whether the nightly run was started, waits in the queue, or has failed. The next one takes
 missing days along; to have them now, materialize them with `only_missing: true`.
@@ -122,7 +122,8 @@ def build_yesterday_check(
     Dagster's freshness policies do not serve: they take any day's materialization for fresh.
     """
     ledger, jobs = MarketplaceJobStatsDay.__table__, MarketplaceJob.__table__
-    is_there = sa.select(sa.literal(1)).where(ledger.c.date == sa.bindparam("date")).exists()
+    entry = sa.select(sa.literal(1)).where(ledger.c.date == sa.bindparam("date"))
+    is_there = entry.where(ledger.c.outcome.cast(sa.Text) != "open").exists()
     is_new = ~sa.select(sa.literal(1)).where(jobs.c.completed_at < sa.bindparam("end")).exists()
 
     @dg.asset_check(asset=ledger_key, name=YESTERDAY, description=_DESCRIPTIONS[YESTERDAY])
@@ -141,7 +142,8 @@ def build_yesterday_check(
                 # The source is asked only where the ledger has nothing: it may be locked, or refuse to be read.
                 if connection.scalar(sa.select(is_there), {"date": yesterday.dates[0]}):
                     return None
-                return None if connection.scalar(sa.select(is_new), {"end": yesterday.end}) else "is not in the ledger"
+                is_new_tenant = connection.scalar(sa.select(is_new), {"end": yesterday.end})
+                return None if is_new_tenant else "is not in the ledger, or still open"
 
         try:
             with tenant_database.connect() as (engine, connection):

@@ -16,7 +16,7 @@ from pipelines.action_types import UNKNOWN
 from pipelines.tenants import Tenant
 
 _OF_RUN = ("inserted", "updated", "deleted", "rows_done", "tenants_done")
-_ADDED_UP = (*COUNTS, *REASONS, "row_count", "tenants_computed", "tenants_held_back", *_OF_RUN)
+_ADDED_UP = (*COUNTS, *REASONS, "row_count", "tenants_computed", "tenants_held_back", "tenants_open", *_OF_RUN)
 """What is added up for each day over the tenants: what is stored, and what the run did."""
 
 
@@ -78,7 +78,7 @@ class RunReport:
             self._add_day(day, outcome[day], (0,) * len(_OF_RUN))
 
     def _add_day(self, day: date, it: Day, of_run: Sequence[int]) -> None:
-        outcomes = (int(it.entry == "computed"), int(it.entry == "held_back"))
+        outcomes = tuple(int(it.entry == outcome) for outcome in ("computed", "held_back", "open"))
         self._days[day] = list(map(add, self._days[day], (*it.sums, *it.uncounted, it.row_count, *outcomes, *of_run)))
 
     def _add_result(self, tenant: Tenant, result: TenantResult) -> None:
@@ -141,6 +141,7 @@ class RunReport:
             "bad_duration_jobs": sums["bad_duration"],
             "tenants_computed": sums["tenants_computed"],
             "tenants_held_back": sums["tenants_held_back"],
+            "tenants_open": sums["tenants_open"],
         }
         if not of_all:
             shown = {f"run_{name}": number for name, number in stored.items()}

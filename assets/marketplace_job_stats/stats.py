@@ -195,7 +195,7 @@ UPDATE = Statement(
           JOIN {schema}.marketplace_job_stats_days AS ledger
             ON ledger.date = key_date
            AND (ledger.outcome::text = 'computed'
-                OR EXISTS (SELECT FROM {schema}.marketplace_job_stats AS stats
+                OR ledger.outcome::text = 'held_back' AND EXISTS (SELECT FROM {schema}.marketplace_job_stats AS stats
                             WHERE stats.date = key_date AND stats.computed_at IS NOT NULL))
           LEFT JOIN json_to_recordset(%(changes)s::json)
                     AS change (date date, action_type_id bigint, marketplace text, late integer, corrected integer,
@@ -342,7 +342,8 @@ ENTER = Statement(
     )
     SELECT coalesce(entry.date, stored.date)::date, stored.marketplace, stored.action_type_id, stored.row_count,
            stored.sums, entry.job_count,
-           outcome = 'computed' AND stored.sums IS DISTINCT FROM counted.sums, counted.sums
+           (outcome = 'computed' OR outcome = 'open' AND definition > 1) AND stored.sums IS DISTINCT FROM counted.sums,
+           counted.sums
       FROM entry
       LEFT JOIN counted ON counted.date = entry.date
       FULL JOIN stored ON stored.date = entry.date""",
@@ -392,6 +393,10 @@ SPOIL = Statement("""
     UPDATE {schema}.marketplace_job_stats_days SET definition = 1
      WHERE date = ANY (%(days)s::date[]) AND definition <> 1""")
 """Says of days whose facts changed though they do not account for their numbers that they have to be judged again."""
+
+DROP_ROWS = Statement("DELETE FROM {schema}.marketplace_job_stats WHERE date = ANY (%(days)s::date[])")
+DROP_ENTRIES = Statement("DELETE FROM {schema}.marketplace_job_stats_days WHERE date = ANY (%(days)s::date[])")
+"""Open days of another reporting zone go with their entries in the ledger."""
 
 NO_END = Statement(
     """

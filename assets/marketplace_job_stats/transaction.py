@@ -60,14 +60,16 @@ class DefinitionError(TenantError):
 class ComputeSpec:
     """What a run asks of every tenant: these days, or with `only_missing` those of them that are due.
 
-    A day is due that the ledger lacks, or has by an older definition. `catch_up`: days up to the last one asked for, of
-    which those that are due are taken along. `allow_shrink`: forget, for the days of the run, what the source no longer
-    holds. `count_no_end`: look for jobs that have no day. `reasons`: keep why jobs failed.
+    A day is due that the ledger lacks, or has open, or by an older definition. `is_open`: the window is one day, which
+    is not over. `catch_up`: days up to the last one asked for, of which those that are due are taken along.
+    `allow_shrink`: forget, for the days of the run, what the source no longer holds. `count_no_end`: look for jobs that
+    have no day. `reasons`: keep why jobs failed.
     """
 
     window: Window
     run_id: str
     days: Days
+    is_open: bool = False
     only_missing: bool = False
     catch_up: Window | None = None
     allow_shrink: bool = False
@@ -158,7 +160,7 @@ class _Tenant:
         self._candidates = spec.catch_up or spec.window
         self._dates = frozenset(self._candidates.dates)
         self._known: dict[date, Day] = {}
-        self._elsewhere: dict[date, str] = {}
+        self._elsewhere: dict[date, tuple[str, str]] = {}  # Zone and outcome of days in another zone.
         self.must_look_again = False
         """Whether rows were stored before of days that were written: the result is what is stored now."""
 
@@ -175,7 +177,7 @@ class _Tenant:
                 self._result.sums[marketplace, action_type_id] = sums
                 continue
             if time_zone not in (None, candidates.time_zone):
-                self._elsewhere[day] = time_zone
+                self._elsewhere[day] = time_zone, outcome
             if (definition or 0) > DEFINITION:
                 raise DefinitionError(definition)
             if day in dates:
@@ -191,11 +193,17 @@ class _Tenant:
         due = {day for day in candidates.dates if self._is_due(day)}
         chosen = due if spec.only_missing else due.union(spec.window.dates)
         # Where the zone has changed, the days of the old and of the new one overlap, or leave hours out between them.
-        # So no day of the old zone may stay.
+        # So no day of the old zone may stay. One that was still open is made again, when it is there in the new zone.
         if self._elsewhere:
-            if not chosen.issuperset(self._elsewhere):
-                first, last = min(self._elsewhere), max(*self._elsewhere, candidates.dates[-1])
-                raise TimeZoneError(next(iter(self._elsewhere.values())), candidates.time_zone, first, last)
+            settled = {day: zone for day, (zone, outcome) in self._elsewhere.items() if outcome != "open"}
+            if not chosen.issuperset(settled):
+                asked = () if spec.is_open else (candidates.dates[-1],)
+                raise TimeZoneError(
+                    next(iter(settled.values())), candidates.time_zone, min(settled), max((*settled, *asked))
+                )
+            if left := sorted(self._elsewhere.keys() - chosen):
+                self._run(stats.DROP_ROWS, {"days": left})
+                self._run(stats.DROP_ENTRIES, {"days": left})
             day_s = timedelta(days=1)
             edges = [candidates.starts[0] - day_s / 2, candidates.end + day_s / 2]
             self._run(facts.REDATE, spec.days.of(candidates, edges))
@@ -203,7 +211,8 @@ class _Tenant:
 
     def _is_due(self, day: date) -> bool:
         known = self._known.get(day)
-        return known is None or known.definition is None or known.definition < DEFINITION
+        is_unsettled = known is not None and known.entry == "open" and not self._spec.is_open
+        return known is None or known.definition is None or known.definition < DEFINITION or is_unsettled
 
     def compute(self, windows: Sequence[Window]) -> None:
         """Brings the facts of the windows in line with the source, then their days, and others that changed with them.
@@ -226,15 +235,22 @@ class _Tenant:
         }
         doubtful = self._doubtful(days, changes)
         held_back = set() if self._spec.allow_shrink else self._held_back(windows, doubtful)
-        entered = {day: ("held_back" if day in held_back else "computed", DEFINITION) for day in days}
+        entered = {day: self._entry(day, day in held_back) for day in days}
         for day, known in outside.items():
-            entered[day] = ("computed", int(known.definition or 1))
+            entered[day] = (str(known.entry), int(known.definition or 1))
             uncounted[day] = known.uncounted
         if not self._enter_empty(entered, changed, uncounted):
             self._write(days - held_back, outside, doubtful, changes)
             self._enter(entered, uncounted)
         nothing = Day(None, None, None, (0,) * len(REASONS), True, 0, _numbers(None))
         self._result.days |= {day: self._known.get(day, nothing) for day in asked}
+
+    def _entry(self, day: date, is_held_back: bool) -> tuple[str, int]:
+        """Outcome and definition of a day that is computed. What is settled stays so, though its run began before
+        midnight; and an open day that keeps its rows has to be judged again, so it is of no definition of facts."""
+        if self._spec.is_open and (day not in self._known or self._known[day].entry in (None, "open")):
+            return "open", 1 if is_held_back else DEFINITION
+        return "held_back" if is_held_back else "computed", DEFINITION
 
     def _bring_in_line(
         self, windows: Iterable[Window]
@@ -304,7 +320,7 @@ class _Tenant:
     def _accounted(self, known: Mapping[date, Day], changes: Mapping[_Row, Counter[str]]) -> set[date]:
         """Of these days, those whose stored numbers are what their facts counted, before anything of this run: nobody
         has pruned them, and they were computed from facts."""
-        computed = [day for day, it in known.items() if it.entry == "computed" and (it.definition or 0) > 1]
+        computed = [day for day, it in known.items() if it.entry in ("computed", "open") and (it.definition or 0) > 1]
         if not computed:
             return set()
         counts = dict(self._run(facts.COUNTS, {"days": computed}))
@@ -378,7 +394,7 @@ class _Tenant:
         if not self._run(stats.ENTER_EMPTY, self._entries(entered, uncounted)):
             return False
         for day in entered:
-            self._known[day] = Day("computed", DEFINITION, 0, uncounted[day], True, 0, _numbers(None))
+            self._known[day] = Day(*entered[day], 0, uncounted[day], True, 0, _numbers(None))
             self._result.written[day] = (0, 0, 0)
         return True
 

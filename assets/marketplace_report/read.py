@@ -140,8 +140,6 @@ def _of_ledger(
     records: dict[date, Record] = {}
     for day in window.dates:
         outcome = outcomes.get(day, "counter_only" if day in with_rows else "missing")
-        if outcome not in OUTCOMES:  # It was computed before the day was over.
-            outcome = "missing"
         is_missing = outcome == "missing" and first is not None and first <= day
         if outcome != "missing" or is_missing:
             records[day] = {

@@ -70,7 +70,7 @@ def upgrade_tenant() -> None:
     else:
         _create_changes()
     _add(NEW, STATS_COLUMNS)
-    _add(DAYS, DAY_COLUMNS)
+    _add(DAYS, DAY_COLUMNS, _outcomes("computed", "held_back", "open"))
     op.create_index(f"ix_{NEW}_date", NEW, ["date"])
 
 
@@ -132,7 +132,15 @@ def downgrade_tenant() -> None:
         op.drop_table(CHANGES)
     op.drop_index(f"ix_{NEW}_date", NEW)
     _drop(NEW, STATS_COLUMNS)
-    _drop(DAYS, DAY_COLUMNS)
+    # A day that is not over is not in the ledger that the release before knows; its rows stay.
+    op.execute(f"DELETE FROM {DAYS} WHERE outcome::text = 'open'")
+    _drop(DAYS, DAY_COLUMNS, _outcomes("computed", "held_back"))
+
+
+def _outcomes(*names: str) -> str:
+    """The clauses by which the ledger takes these outcomes and no others."""
+    constraint, allowed = f"ck_{DAYS}_outcome", ", ".join(f"'{name}'" for name in names)
+    return f"DROP CONSTRAINT {constraint}, ADD CONSTRAINT {constraint} CHECK (outcome::text IN ({allowed}))"
 
 
 # The jobs may have been dropped as a whole, or may not be read, so what is asked of them is not even parsed then.
@@ -195,7 +203,7 @@ def _create_days(table: str, *columns: sa.Column[Any]) -> None:
         sa.Column("date", sa.Date, nullable=False),
         *(
             sa.Column(f"tenants_{name}", sa.Integer, nullable=False)
-            for name in ("expected", "computed", "held_back", "counter_only", "missing")
+            for name in ("expected", "computed", "held_back", "open", "counter_only", "missing")
         ),
         sa.Column("missing_tenants", sa.ARRAY(sa.Text), nullable=False),
         sa.Column("job_count", sa.BigInteger, nullable=False),
@@ -213,9 +221,10 @@ def downgrade_shared() -> None:
     _drop(SUMMARY, SUMMARY_COLUMNS)
 
 
-def _add(table: str, columns: Mapping[str, str]) -> None:
-    op.execute(f"ALTER TABLE {table} {', '.join(f'ADD COLUMN {name} {type_}' for name, type_ in columns.items())}")
+def _add(table: str, columns: Mapping[str, str], *clauses: str) -> None:
+    added = (f"ADD COLUMN {name} {type_}" for name, type_ in columns.items())
+    op.execute(f"ALTER TABLE {table} {', '.join([*added, *clauses])}")
 
 
-def _drop(table: str, columns: Iterable[str]) -> None:
-    op.execute(f"ALTER TABLE {table} {', '.join(f'DROP COLUMN {name}' for name in columns)}")
+def _drop(table: str, columns: Iterable[str], *clauses: str) -> None:
+    op.execute(f"ALTER TABLE {table} {', '.join([*(f'DROP COLUMN {name}' for name in columns), *clauses])}")

@@ -113,7 +113,7 @@ class Process:
         """One run, from a checkpoint on, so that each pays alike for the first change of each page."""
         with psycopg.connect(conninfo, autocommit=True) as connection:
             connection.execute("CHECKPOINT")
-            before, start = _written(connection), _position(connection)
+            before, start = written(connection), _position(connection)
             if watched:
                 with _watching(conninfo) as seen:
                     run = self._executor.submit(_timed, self.candidate, conninfo, tenants, first, last).result()
@@ -122,7 +122,7 @@ class Process:
                 run = self._executor.submit(_timed, self.candidate, conninfo, tenants, first, last).result()
             run.wal_mb = (_position(connection) - start) / MB
             _wait_for_the_end(connection)
-            after = _written(connection)
+            after = written(connection)
         run.tuples = {name: after[name] - before[name] for name in after}
         return run
 
@@ -136,7 +136,7 @@ def _position(connection: psycopg.Connection[Any]) -> int:
     return int(row[0])
 
 
-def _written(connection: psycopg.Connection[Any]) -> dict[str, int]:
+def written(connection: psycopg.Connection[Any]) -> dict[str, int]:
     """The tuples that were ever inserted, updated and deleted in the tables of this database, the catalog aside."""
     connection.execute("SELECT pg_stat_clear_snapshot()")
     row = connection.execute(

@@ -80,6 +80,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
                 "tenants_expected": 5,
                 "tenants_computed": 5 - is_gap,
                 "tenants_held_back": 0,
+                "tenants_open": 0,
                 "tenants_counter_only": 0,
                 "tenants_missing": int(is_gap),
                 "missing_tenants": ["user_10"] * is_gap,

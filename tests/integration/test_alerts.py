@@ -9,6 +9,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from assets.marketplace_job_stats import asset
+from assets.marketplace_job_stats.asset import SCHEDULE_TAG, TODAY
 from pipelines import alerts
 from pipelines.definitions import build_defs
 from pipelines.settings import Settings, UsageError
@@ -51,10 +53,12 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     server.server_close()
 
 
-def failed_run(instance: dg.DagsterInstance) -> dg.RunFailureSensorContext:
+def failed_run(instance: dg.DagsterInstance, of_today: bool = False) -> dg.RunFailureSensorContext:
     """What the sensor gets to see of a run that failed: here because the server is down."""
-    job = build_defs(Settings.from_env({})).resolve_job_def("marketplace_job_stats_job")
-    result = job.execute_in_process(instance=instance, partition_key="2026-01-15", raise_on_error=False)
+    name = "marketplace_job_stats_today_job" if of_today else "marketplace_job_stats_job"
+    job = build_defs(Settings.from_env({})).resolve_job_def(name)
+    of = {"tags": {SCHEDULE_TAG: TODAY}} if of_today else {"partition_key": "2026-01-15"}
+    result = job.execute_in_process(instance=instance, raise_on_error=False, **of)
     failure = next(event for event in result.all_events if event.is_run_failure)
     return dg.build_run_status_sensor_context(
         "alert_on_failure", failure, instance, result.dagster_run
@@ -75,6 +79,25 @@ def test_a_failed_run_is_told(receiver: Receiver, monkeypatch: pytest.MonkeyPatc
     )
     assert "s3cret" not in message["text"]
     assert "\n" not in message["text"]
+
+
+def test_todays_runs_are_told_once(receiver: Receiver, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """As long as each fails; after one that went well, and for each other job, the next failure is news again."""
+    monkeypatch.setattr(asset, "PATIENCE_S", 0)
+    down = "postgresql://stats@127.0.0.1:1/shop"
+    job = build_defs(Settings.from_env()).resolve_job_def("marketplace_job_stats_today_job")
+    with dg.DagsterInstance.ephemeral() as instance:
+        for is_down, is_told in ((True, True), (True, False), (True, False), (False, False), (True, True)):
+            monkeypatch.setenv("DATABASE_URL", down if is_down else url)
+            if is_down:
+                context = failed_run(instance, of_today=True)
+                failed_run(instance)  # Another job's are not looked at.
+                build_defs(Settings.from_env()).resolve_sensor_def("alert_on_failure")(context)
+                told = [message["text"] for _, message in receiver.received]
+                assert [context.dagster_run.run_id in text for text in told[-1:]] == [is_told]
+            else:
+                assert job.execute_in_process(instance=instance, tags={SCHEDULE_TAG: TODAY}).success
+    assert len(receiver.received) == 2
 
 
 def test_a_receiver_that_refuses_is_named_without_its_secret(receiver: Receiver) -> None:

@@ -409,7 +409,9 @@ def test_the_analysts_page_is_true(connection: psycopg.Connection[Any], stats: s
         assert f"| `{column.name}` | {column.doc} |" in page
     questions = re.findall(r"^```sql\n(.*?)```", page, flags=re.DOTALL | re.MULTILINE)
     connection.execute("SET timezone = 'UTC'")
-    answers = [connection.execute(question.replace("user_7.", "user_2.").encode()).fetchall() for question in questions]
+    found = [connection.execute(question.replace("user_7.", "user_2.").encode()).fetchall() for question in questions]
+    whole_days, *answers = found
+    assert whole_days[0] == (YESTERDAY, 9)
     assert len(answers) == 10
     # There is no eBay job in the last seven days.
     assert [number for number, rows in enumerate(answers, start=1) if not rows] == [5]
@@ -473,7 +475,8 @@ def test_what_may_not_be_read_is_one_sentence(connection: psycopg.Connection[Any
     connection.execute(f"ALTER ROLE stats IN DATABASE {connection.info.dbname} RESET ALL")
     assert result.returncode == 1
     assert re.fullmatch(
-        r"Reading [^\n]+\nError: The stats could not be read: [^\n]+ \(SQLSTATE 42501\)\. Run `alembic upgrade head` with "
+        r"Reading [^\n]+\nError: The stats could not be read: [^\n]+ \(SQLSTATE 42501\)\. Run `alembic upgrade "
+        r"head` with "
         r"MIGRATION_DATABASE_URL set, which grants what is missing; where a policy would hide rows, give the role "
         r"BYPASSRLS, or drop the policy\.\n",
         result.stderr,

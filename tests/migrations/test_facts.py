@@ -6,11 +6,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from migrations.shape import CHANGES, FACTS, NEW, archived
+from migrations.shape import CHANGES, FACTS, LEDGER, NEW, archived
 from tests import application
 from tests.migrations.common import alembic, drift_of, shapes
 from tests.migrations.test_states import S
 
+TODAY = "2025-06-02"
 FACT = {
     "job_id": 1,
     "created_at": "2025-06-01 10:00Z",
@@ -76,3 +77,27 @@ def test_facts_that_can_be_computed_again_go(old_database: str, old_connection: 
     job(old_connection)
     alembic(old_database, "downgrade", "base")
     assert not {FACTS, archived(FACTS)} & shapes(old_database)[S].relations.keys()
+
+
+def test_an_open_day_is_unknown_to_the_release_before(
+    old_database: str, old_connection: psycopg.Connection[Any]
+) -> None:
+    """Promise 7: its rows stay, and the ledger lacks it until it is computed again; then it may be open again."""
+    alembic(old_database, "upgrade", "head")
+    rows = [{"action_type_id": 1, "marketplace": "ebay", "date": day, "total_jobs": 1} for day in ("2025-06-01", TODAY)]
+    application.insert(old_connection, S, NEW, rows)
+    known: dict[str, object] = {"time_zone": "UTC", "run_id": "x", "changed_at": "2025-06-03"}
+    known |= dict.fromkeys(("job_count", "task_count", "stored_job_count", "stored_task_count"), 1)
+    known |= dict.fromkeys(("unknown_marketplace_count", "bad_duration_count"), 0)
+    entries = [{"date": "2025-06-01", "outcome": "computed"} | known, {"date": TODAY, "outcome": "open"} | known]
+    application.insert(old_connection, S, LEDGER, entries)
+    alembic(old_database, "downgrade", "0001")
+    assert old_connection.execute(f"SELECT date::text, outcome FROM {S}.{LEDGER}").fetchall() == [
+        ("2025-06-01", "computed")
+    ]
+    assert old_connection.execute(f"SELECT count(*) FROM {S}.{NEW} WHERE date = '{TODAY}'").fetchall() == [(1,)]
+    with pytest.raises(psycopg.errors.CheckViolation):
+        application.insert(old_connection, S, LEDGER, entries[1:])
+    alembic(old_database, "upgrade", "head")
+    application.insert(old_connection, S, LEDGER, entries[1:])
+    assert drift_of(old_database) == []

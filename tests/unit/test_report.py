@@ -53,7 +53,13 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def record(expected: int = 3, **others: Any) -> dict[str, Any]:
     """A day of the summary for which every tenant is computed, unless said otherwise."""
-    nobody = {"tenants_held_back": 0, "tenants_counter_only": 0, "tenants_missing": 0, "missing_tenants": []}
+    nobody = {
+        "tenants_held_back": 0,
+        "tenants_open": 0,
+        "tenants_counter_only": 0,
+        "tenants_missing": 0,
+        "missing_tenants": [],
+    }
     return {"tenants_expected": expected, "tenants_computed": expected, **nobody, **others}
 
 

@@ -12,6 +12,7 @@ from pipelines.settings import Settings
 
 KEY = dg.AssetKey(["marketplace_job_stats"])
 NIGHTLY, WEEKLY = "marketplace_job_stats_schedule", "marketplace_job_stats_weekly_schedule"
+TODAY = "marketplace_job_stats_today_schedule"
 Tick = Callable[..., dg.RunRequest | dg.SkipReason]
 
 
@@ -120,3 +121,41 @@ def test_the_weekly_tick_asks_for_the_sweep(
     assert asked_for(request) == (yesterday - timedelta(days=34), yesterday)
     assert isinstance(request, dg.RunRequest)
     assert request.tags["marketplace_job_stats/schedule"] == "weekly"
+
+
+@pytest.mark.parametrize(("minutes", "cron"), [("5", "*/5 * * * *"), ("15", "*/15 * * * *"), ("60", "0 * * * *")])
+def test_today_ticks_every_few_minutes(minutes: str, cron: str) -> None:
+    """As often as STATS_TODAY_MINUTES says, and only if somebody has turned it on."""
+    definitions = build_defs(Settings.from_env({"STATS_TODAY_MINUTES": minutes}))
+    schedule = definitions.resolve_schedule_def(TODAY)
+    assert isinstance(schedule, dg.ScheduleDefinition)
+    assert (schedule.cron_schedule, schedule.default_status) == (cron, dg.DefaultScheduleStatus.STOPPED)
+
+
+def test_a_tick_of_today_waits_for_the_run_before(instance: dg.DagsterInstance) -> None:
+    """It is skipped while a run of this database's is not finished; another database's is not in its way."""
+    at = datetime(2026, 3, 31, 10, 15, tzinfo=UTC)
+
+    def ask(**variables: str) -> dg.RunRequest | dg.SkipReason:
+        return tick(instance, TODAY, at, **variables)
+
+    request = ask()
+    assert isinstance(request, dg.RunRequest)
+    assert (request.run_key, request.tags["marketplace_job_stats/schedule"]) == (at.isoformat(), "today")
+    assert "dagster/asset_partition_range_start" not in request.tags
+    job = build_defs(Settings.from_env({"STATS_KEY_PREFIX": "eu"})).resolve_job_def("marketplace_job_stats_today_job")
+    run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=job.run_tags)
+    skipped = ask(STATS_KEY_PREFIX="eu")
+    assert isinstance(skipped, dg.SkipReason)
+    assert run.run_id in str(skipped.skip_message)
+    assert isinstance(ask(STATS_KEY_PREFIX="us"), dg.RunRequest)
+    instance.report_run_canceled(run)
+    assert isinstance(ask(STATS_KEY_PREFIX="eu"), dg.RunRequest)
+
+
+@pytest.mark.parametrize(("hour", "is_there"), [(22, False), (23, True)])
+def test_today_begins_with_the_first_day(instance: dg.DagsterInstance, hour: int, is_there: bool) -> None:
+    """In the reporting zone, to the instant: there midnight is at 23:00 UTC."""
+    at = datetime(2026, 1, 31, hour, 0, tzinfo=UTC)
+    asked = tick(instance, TODAY, at, "Europe/Paris", STATS_START_DATE="2026-02-01")
+    assert isinstance(asked, dg.RunRequest) == is_there

@@ -14,6 +14,7 @@ def test_the_defaults_are_the_contract() -> None:
     settings = Settings.from_env({})
     assert (settings.start_date, settings.time_zone, settings.lookback_days) == (date(2025, 1, 1), "UTC", 3)
     assert (settings.sweep_days, settings.workers, settings.key_prefix) == (35, 4, ())
+    assert settings.today_minutes == 15
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,9 @@ def test_the_defaults_are_the_contract() -> None:
         ("STATS_TIMEZONE", "Europe"),
         ("STATS_LOOKBACK_DAYS", "0"),
         ("STATS_SWEEP_DAYS", "367"),
+        ("STATS_TODAY_MINUTES", "7"),
+        ("STATS_TODAY_MINUTES", "0"),
+        ("STATS_TODAY_MINUTES", "120"),
         ("STATS_WORKERS", "many"),
         ("STATS_WORKERS", "-1"),
         ("STATS_WORKERS", "65"),
