@@ -473,8 +473,8 @@ def test_what_may_not_be_read_is_one_sentence(connection: psycopg.Connection[Any
     connection.execute(f"ALTER ROLE stats IN DATABASE {connection.info.dbname} RESET ALL")
     assert result.returncode == 1
     assert re.fullmatch(
-        r"Reading [^\n]+\nError: The stats could not be read: [^\n]+ \(SQLSTATE 42501\)\. Run `alembic upgrade head` with "
-        r"MIGRATION_DATABASE_URL set, which grants what is missing; where a policy would hide rows, give the role "
+        r"Reading [^\n]+\nError: The stats could not be read: [^\n]+ \(SQLSTATE 42501\)\. Run `alembic upgrade head` "
+        r"with MIGRATION_DATABASE_URL set, which grants what is missing; where a policy would hide rows, give the role "
         r"BYPASSRLS, or drop the policy\.\n",
         result.stderr,
     ), result.stderr
