@@ -143,7 +143,8 @@ class World:
             connection.execute(f"ALTER DATABASE {name} OWNER TO {OWNER}".encode())
 
     def connect(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(self.conninfo, autocommit=True, options="-c timezone=UTC -c row_security=off")
+        options = "-c timezone=UTC -c row_security=off -c lock_timeout=5s"
+        return psycopg.connect(self.conninfo, autocommit=True, options=options)
 
     def fill(self) -> None:
         """Three tenants before the migration, with jobs and tasks on every day, and what the old counter said."""
