@@ -349,11 +349,12 @@ class Working:
         self.stopped.set()
         for future in futures:
             future.cancel()
-        deadline = time.monotonic() + 5
-        for driver in list(self._drivers):
-            with suppress(psycopg.Error):  # It may be gone already.
-                driver.cancel_safe(timeout=max(0.1, deadline - time.monotonic()))
-        wait(futures, timeout=10)
+        deadline = time.monotonic() + 10
+        # Again and again, since what comes between two statements cancels none.
+        while wait(futures, timeout=0.2).not_done and time.monotonic() < deadline:
+            for driver in list(self._drivers):
+                with suppress(psycopg.Error):  # It may be gone already.
+                    driver.cancel_safe(timeout=max(0.1, (deadline - time.monotonic()) / 2))
         for driver in list(self._drivers):  # The server does not answer.
             with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(driver.fileno())) as connection:
                 connection.shutdown(socket.SHUT_RDWR)

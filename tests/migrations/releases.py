@@ -73,11 +73,11 @@ def downgrade_tenant() -> None:
 
 
 def upgrade_shared() -> None:
-    op.add_column("marketplace_daily_summary", sa.Column("annotated_count", sa.BigInteger))
+    op.add_column("marketplace_global_summary", sa.Column("annotated_count", sa.BigInteger))
 
 
 def downgrade_shared() -> None:
-    op.drop_column("marketplace_daily_summary", "annotated_count")
+    op.drop_column("marketplace_global_summary", "annotated_count")
 '''
 
 

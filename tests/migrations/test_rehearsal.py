@@ -136,7 +136,7 @@ def test_what_was_lost_is_made_again(
         INSERT INTO {S}.{LEDGER} SELECT '2025-06-03', {day.replace(" 1, 0, 1,", " 0, 0, 0,")};
         ALTER TABLE {S}.{NEW} DROP COLUMN {COLUMN}, DROP COLUMN duration_sum_ms;
         DROP INDEX user_1.ix_marketplace_job_stats_total; DROP TABLE user_10.{TABLE};
-        ALTER TABLE marketplace_stats.marketplace_daily_summary DROP COLUMN annotated_count""")
+        ALTER TABLE marketplace_stats.marketplace_global_summary DROP COLUMN annotated_count""")
     assert "4 schemas compared" not in releases[2].drift(old_database, status=1)
     dry = releases[2].alembic(old_database, "-x dry_run=yes upgrade head")
     assert f"ADD COLUMN duration_sum_ms bigint, ADD COLUMN {COLUMN} integer" in dry
