@@ -437,17 +437,17 @@ def server_and_database(connection: sa.Connection) -> str:
     return f"database {info.dbname} on {info.host}:{info.port}, PostgreSQL {info.server_version // 10_000}"
 
 
-def make_durable(witness: sa.Connection, message: str) -> None:
-    """Returns when everything that was committed since the witness connected is on disk, by whatever connection.
+def make_durable(sentinel: sa.Connection, message: str) -> None:
+    """Returns when everything that was committed since the sentinel connected is on disk, by whatever connection.
 
     The log is written in order, so one synchronous commit does it. It must write to the log itself: a SELECT or an
     update of nothing flushes nothing. And it must come from a connection that is older than the commits: a server that
-    crashes forgets those that nobody waited for, but it ends every connection with them, so if the witness still
+    crashes forgets those that nobody waited for, but it ends every connection with them, so if the sentinel still
     answers, nothing was forgotten.
     """
-    with witness.begin():
-        witness.execute(sa.text("SET LOCAL synchronous_commit = on"))
-        witness.execute(
+    with sentinel.begin():
+        sentinel.execute(sa.text("SET LOCAL synchronous_commit = on"))
+        sentinel.execute(
             sa.text("SELECT pg_logical_emit_message(true, :prefix, :message)"),
             {"prefix": APPLICATION_NAME, "message": message},
         )

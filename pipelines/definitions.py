@@ -82,7 +82,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
         selection=[report],
         tags=tags | SOON,
         description="Makes the report page. Its sensor starts it, after each run of the summary.\n\n*When it is red*, "
-        "the page from before is still there. Mend what the error says, and start it again.",
+        "the page from before is still there. Fix what the error says, and start it again.",
     )
     check_job = dg.define_asset_job(
         "yesterday_is_there_job",

@@ -37,7 +37,7 @@ def build_global_defs(settings: Settings, names: Sequence[str]) -> dg.Definition
         selection=[summary],
         description="Adds up the summaries of all databases. Its sensor starts it, after one of them has changed.\n\n"
         "*When it is red*, the error names the databases that could not be read, and the customers that two of them "
-        "count. Mend what it says; the sensor starts it again, or start it by hand.",
+        "count. Fix the reported cause; the sensor starts it again, or start it by hand.",
     )
     limits = {"lock_timeout_ms": settings.lock_timeout_ms, "statement_timeout_ms": settings.statement_timeout_ms}
     return dg.Definitions(

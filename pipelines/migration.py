@@ -23,7 +23,7 @@ Brings the template and every tenant to the newest shape of our tables, as the r
 grants the run's role what it needs. Tenants that are there already cost next to nothing.
 
 When it is red, some tenants could not be migrated: each is named with its state, the error and the remedy. The
-others are done. Mend what it says, and run it again.
+others are done. Fix the reported cause, and run it again.
 """
 
 SCHEDULE_DESCRIPTION = """

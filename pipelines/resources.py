@@ -48,7 +48,7 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     @contextmanager
     def connect(self, patience_s: float = 0) -> Iterator[tuple[sa.Engine, sa.Connection]]:
-        """An engine for the workers, and one connection of it, the witness (see make_durable).
+        """An engine for the workers, and one connection of it, the sentinel connection (see make_durable).
 
         Raises UsageError if the server cannot be reached within so many seconds.
         """
@@ -60,7 +60,7 @@ class TenantDatabase(dg.ConfigurableResource):  # type: ignore[type-arg]
             statement_timeout=self.statement_timeout_ms,
             row_security="off",  # A policy that hides rows is an error: they would be missing in the numbers.
             jit="off",  # Compiling costs more than it saves on statements of this size.
-            idle_session_timeout=0,  # The witness waits for the others.
+            idle_session_timeout=0,  # The sentinel waits for the others.
             synchronous_commit="off",  # See make_durable.
         )
         with connected(engine, where, patience_s) as connection:

@@ -8,7 +8,7 @@ import dagster as dg
 from pipelines.schedules import RANGE_END, RANGE_START
 
 RETRY_HOURS = 4
-"""How long to wait before the same days are requested again: a run of the summary that fails is told to somebody."""
+"""How long to wait before the same days are requested again: a run of the summary that fails is alerted on."""
 
 SUMMARY_DESCRIPTION = f"""
 Requests the summary of every day whose stats were run, for all tenants or for some, since it was last requested, as one
@@ -85,31 +85,19 @@ def build_summary_sensor(
 
 def build_report_sensor(summary: dg.AssetKey, job_name: str) -> dg.SensorDefinition:
     """Looks at the last materialization of the summary, so that a run over many days makes one report."""
-
-    @dg.asset_sensor(
-        summary,
-        name="marketplace_report_sensor",
-        job_name=job_name,
-        minimum_interval_seconds=30,
-        description=REPORT_DESCRIPTION,
-    )
-    def marketplace_report_sensor(_: dg.SensorEvaluationContext, event: dg.EventLogEntry) -> dg.RunRequest:
-        return dg.RunRequest(run_key=event.run_id)
-
-    return marketplace_report_sensor
+    return _after(summary, "marketplace_report_sensor", job_name, REPORT_DESCRIPTION)
 
 
 def build_unusual_sensor(summary: dg.AssetKey, job_name: str) -> dg.SensorDefinition:
     """Also after a run in which single tenants have failed, and after one of earlier days, which may be baselines."""
+    return _after(summary, "unusual_numbers_sensor", job_name, UNUSUAL_DESCRIPTION)
 
-    @dg.asset_sensor(
-        summary,
-        name="unusual_numbers_sensor",
-        job_name=job_name,
-        minimum_interval_seconds=30,
-        description=UNUSUAL_DESCRIPTION,
-    )
-    def unusual_numbers_sensor(_: dg.SensorEvaluationContext, event: dg.EventLogEntry) -> dg.RunRequest:
+
+def _after(asset: dg.AssetKey, name: str, job_name: str, description: str) -> dg.SensorDefinition:
+    """Starts the job once after each run that has materialized the asset."""
+
+    @dg.asset_sensor(asset, name=name, job_name=job_name, minimum_interval_seconds=30, description=description)
+    def sensor(_: dg.SensorEvaluationContext, event: dg.EventLogEntry) -> dg.RunRequest:
         return dg.RunRequest(run_key=event.run_id)
 
-    return unusual_numbers_sensor
+    return sensor

@@ -123,8 +123,8 @@ def reasons_query(schemas: Sequence[str]) -> sa.Select[Any]:
 
     Parameters: those of `batch_query`.
     """
-    is_told = "AND status = 'failed' AND failure_reason IS NOT NULL"
-    facts = _of_each(schemas, _facts, ("date", "marketplace", "action_type_id", "failure_reason"), "facts", is_told)
+    has_failed = "AND status = 'failed' AND failure_reason IS NOT NULL"
+    facts = _of_each(schemas, _facts, ("date", "marketplace", "action_type_id", "failure_reason"), "facts", has_failed)
     action = _action_types()
     code = sa.func.coalesce(action.c.code, UNKNOWN)
     # First each tenant's, so that a tenant is counted once without sorting its jobs.

@@ -40,8 +40,8 @@ PASSES = 3
 """How often a run begins again, because the server was lost while it went on, before it gives up."""
 PATIENCE_S = 60
 """How long it then waits for the server to come back; and at the beginning, if a schedule has started it."""
-WITNESS_S = 30
-"""How often the witness is looked at, at most."""
+SENTINEL_S = 30
+"""How often the sentinel connection is looked at, at most."""
 
 DESCRIPTION = """
 What every customer's jobs did, per action type, marketplace and day, in a table of each tenant's schema.
@@ -212,12 +212,12 @@ def _compute_in_passes(
     # At night there is nobody to begin again; a person rather knows at once that the server is down.
     patience_s = PATIENCE_S if SCHEDULE_TAG in context.run.tags else 0
     for _ in range(PASSES):
-        with database.connect(patience_s) as (engine, witness):
-            report = RunReport(spec, server_and_database(witness), _action_types(context, witness))
+        with database.connect(patience_s) as (engine, sentinel):
+            report = RunReport(spec, server_and_database(sentinel), _action_types(context, sentinel))
             try:
-                _compute_once(context, config, database, report, engine, witness)
+                _compute_once(context, config, database, report, engine, sentinel)
             except sa.exc.DBAPIError as error:
-                if not witness.invalidated:
+                if not sentinel.invalidated:
                     doubt = "But that may not be on disk" if report.done else "The reason"
                     raise UsageError(f"{report.summary()}. {doubt}: {explain(error)}. Run it again.") from None
                 # A server that crashes forgets what was committed last, so nobody is done; to compute a tenant again
@@ -233,12 +233,12 @@ def _compute_in_passes(
     )
 
 
-def _action_types(context: dg.AssetExecutionContext, witness: sa.Connection) -> dict[int, tuple[str, str]] | None:
+def _action_types(context: dg.AssetExecutionContext, sentinel: sa.Connection) -> dict[int, tuple[str, str]] | None:
     """The names of the actions, which are shown beside the numbers and change none; None if they cannot be read."""
     try:
-        return action_types(witness) or {}
+        return action_types(sentinel) or {}
     except sa.exc.DBAPIError as error:
-        if witness.invalidated:
+        if sentinel.invalidated:
             raise UsageError(f"The server was lost: {explain(error)}. Run it again.") from None
         context.log.warning(f"Actions are shown by their ids, as their names could not be read: {explain(error)}")
         return None
@@ -250,9 +250,9 @@ def _compute_once(
     database: TenantDatabase,
     report: RunReport,
     engine: sa.Engine,
-    witness: sa.Connection,
+    sentinel: sa.Connection,
 ) -> None:
-    """One pass over the tenants, several at once. Raises UsageError, or a DBAPIError if the witness was lost."""
+    """One pass over the tenants, several at once. Raises UsageError, or a DBAPIError if the sentinel was lost."""
 
     def work(connection: sa.Connection, tenant: Tenant) -> TenantResult | Tenant:
         if tenant.skipped or tenant.failed:
@@ -278,9 +278,9 @@ def _compute_once(
     def stored(connection: sa.Connection, tenant: Tenant) -> dict[date, Day]:
         return stored_days(connection, tenant.schema, report.spec)
 
-    with witness.begin():
-        tenants = choose_tenants(witness, config.tenants)
-        if warning := superuser_warning(witness):
+    with sentinel.begin():
+        tenants = choose_tenants(sentinel, config.tenants)
+        if warning := superuser_warning(sentinel):
             context.log.warning(warning)
     context.log.info(f"Computing {report.spec.window}, for {len(tenants)} tenants of {report.database}")
     try:
@@ -291,13 +291,13 @@ def _compute_once(
                 if tenant.schema in report.failed:
                     context.log.error(f"{tenant.schema} failed: {report.failed[tenant.schema]}")
                 # Is it the tenant, or the server? And a connection that is silent for minutes may be ended on the way.
-                if tenant.schema in report.failed or time.monotonic() > looked_at + WITNESS_S:
-                    require_answer(witness)
+                if tenant.schema in report.failed or time.monotonic() > looked_at + SENTINEL_S:
+                    require_answer(sentinel)
                     looked_at = time.monotonic()
                 if number % 1000 == 0:
                     context.log.info(f"{number} of {len(tenants)} tenants")
     except NoConnection:
-        require_answer(witness)
+        require_answer(sentinel)
         raise
     if not config.tenants:
         # What is shown of a day is what is stored for all, whether the run has computed them or not.
@@ -308,4 +308,4 @@ def _compute_once(
     if not report.done and not report.failed:
         raise UsageError(f"Nothing to compute in {report.database}. {first_reasons(report.skipped)}.")
     if report.done:
-        make_durable(witness, report.spec.run_id)
+        make_durable(sentinel, report.spec.run_id)

@@ -23,7 +23,7 @@ from models import MARKETPLACES
 COLORS = dict(zip(MARKETPLACES, ("#007a5a", "#0068a8", "#b84a00"), strict=True))
 """By daylight; the style sheet has them, too, and others for the dark. At least 3:1 against the background."""
 SHAPES = ("circle", "square", "triangle-up")
-"""So that the marketplaces are told apart without colours, too."""
+"""So that the marketplaces can be distinguished without colours, too."""
 
 _TICKS_MS = [
     number * size

@@ -310,13 +310,13 @@ def run_statements(conninfo: str, tenants: Sequence[str], first: date, last: dat
     keys = partitions.get_partition_keys_in_range(dg.PartitionKeyRange(str(first), str(last)))
     spec = ComputeSpec(Window.of(partitions, keys), "benchmark", Days(partitions))
     database = TenantDatabase(workers=CONNECTIONS, lock_timeout_ms=10_000, statement_timeout_ms=1_800_000)
-    with database.connect() as (engine, witness):
+    with database.connect() as (engine, sentinel):
         for _, outcome in database.for_each(
             engine, tenants, lambda on, tenant: write_tenant(on, tenant, spec, has_tasks=True)
         ):
             if isinstance(outcome, Exception):
                 raise outcome
-        make_durable(witness, "benchmark")
+        make_durable(sentinel, "benchmark")
 
 
 def run_ours_by_day(conninfo: str, tenants: Sequence[str], first: date, last: date) -> None:

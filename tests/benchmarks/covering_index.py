@@ -60,9 +60,9 @@ def runs(conninfo: str, count: int, bare: bool) -> float:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABASE_URL", url_of(conninfo))
-        with database.connect() as (engine, witness):
-            with witness.begin():
-                schemas = [tenant.schema for tenant in choose_tenants(witness)]
+        with database.connect() as (engine, sentinel):
+            with sentinel.begin():
+                schemas = [tenant.schema for tenant in choose_tenants(sentinel)]
             start = time.perf_counter()
             for schema, outcome in database.for_each(engine, schemas, work):
                 if isinstance(outcome, Exception):

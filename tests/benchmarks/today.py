@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.today --tenants 10000
 
-Each tenant has small tables and some jobs of today. Told are medians, of the two assets as Dagster runs them,
+Each tenant has small tables and some jobs of today. It reports medians, of the two assets as Dagster runs them,
 next to the limit: the aggregating SELECT over today, bare, which writes nothing. Not to be run around midnight
 (UTC).
 """

@@ -92,7 +92,7 @@ def test_killed_at_any_time(world: World, attempt: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8, 16])
 def test_backends_terminated(world: World, count: int) -> None:
-    """Connections of the run are ended at random, that of the witness among them."""
+    """Connections of the run are ended at random, that of the sentinel connection among them."""
     world.change()
     run = Run(world.url)
     hit = 0

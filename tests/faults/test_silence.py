@@ -148,11 +148,11 @@ def test_what_makes_durable_is_not_waited_for_without_end(database: str, monkeyp
     """Nor is any first answer of a new connection."""
     monkeypatch.setenv("DATABASE_URL", url_of(database))
     resource = TenantDatabase(workers=1, lock_timeout_ms=1000, statement_timeout_ms=1000)
-    with resource.connect() as (_, witness):
-        pid = witness.scalar(sa.text("SELECT pg_backend_pid()"))
-        witness.rollback()
+    with resource.connect() as (_, sentinel):
+        pid = sentinel.scalar(sa.text("SELECT pg_backend_pid()"))
+        sentinel.rollback()
         with stopped(int(pid or 0)), pytest.raises(sa.exc.OperationalError) as error:
-            make_durable(witness, "a run")
+            make_durable(sentinel, "a run")
     assert isinstance(error.value.orig, NoAnswer)
     with running_server() as server, stopped(*processes(server)):
         monkeypatch.setenv("DATABASE_URL", url_of(f"{server} dbname=postgres") + "&connect_timeout=2")

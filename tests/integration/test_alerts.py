@@ -65,7 +65,7 @@ def failed_run(instance: dg.DagsterInstance, of_today: bool = False) -> dg.RunFa
     ).for_run_failure()
 
 
-def test_a_failed_run_is_told(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_is_posted(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names job and run, gives the run's own sentence, and holds no secret."""
     monkeypatch.setenv("DATABASE_URL", "postgresql://stats:s3cret@127.0.0.1:1/shop")
     with dg.DagsterInstance.ephemeral() as instance:
@@ -87,14 +87,14 @@ def test_todays_runs_are_told_once(receiver: Receiver, monkeypatch: pytest.Monke
     down = "postgresql://stats@127.0.0.1:1/shop"
     job = build_defs(Settings.from_env()).resolve_job_def("marketplace_job_stats_today_job")
     with dg.DagsterInstance.ephemeral() as instance:
-        for is_down, is_told in ((True, True), (True, False), (True, False), (False, False), (True, True)):
+        for is_down, is_posted in ((True, True), (True, False), (True, False), (False, False), (True, True)):
             monkeypatch.setenv("DATABASE_URL", down if is_down else url)
             if is_down:
                 context = failed_run(instance, of_today=True)
                 failed_run(instance)  # Another job's are not looked at.
                 build_defs(Settings.from_env()).resolve_sensor_def("alert_on_failure")(context)
-                told = [message["text"] for _, message in receiver.received]
-                assert [context.dagster_run.run_id in text for text in told[-1:]] == [is_told]
+                posted = [message["text"] for _, message in receiver.received]
+                assert [context.dagster_run.run_id in text for text in posted[-1:]] == [is_posted]
             else:
                 assert job.execute_in_process(instance=instance, tags={SCHEDULE_TAG: TODAY}).success
     assert len(receiver.received) == 2
@@ -118,7 +118,7 @@ def test_a_redirect_is_no_delivery(receiver: Receiver) -> None:
         alerts.post(f"http://127.0.0.1:{receiver.server_port}/hooks/s3cret", "text")
 
 
-def test_an_error_that_nobody_expected_is_told_with_its_cause(
+def test_an_error_that_nobody_expected_is_posted_with_its_cause(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dagster wraps it in a sentence that says nothing."""

@@ -186,7 +186,7 @@ def test_a_tick_is_not_run_again(outcome: Outcome) -> None:
     assert (tick.status, f"{at:%F %R}") == (TickStatus.SUCCESS, f"{outcome.now:%F} 00:30")
 
 
-def test_a_failed_run_is_told_once(outcome: Outcome) -> None:
+def test_a_failed_run_is_posted_once(outcome: Outcome) -> None:
     """The sensor posts which job and run failed, for which tenant, and the remedy."""
     [run] = runs_of(outcome.instance, WEEKLY)
     sunday = outcome.now.isoweekday() % 7

@@ -105,7 +105,7 @@ class Two:
         self.deployment.until(lambda: self.status(run_id) in {*statuses, *ended}, 150)
         return self.status(run_id)
 
-    def told(self, run_id: str, kind: str) -> list[str]:
+    def events(self, run_id: str, kind: str) -> list[str]:
         """The messages of a run's events of this kind; of a failure, the error's."""
         events = self.deployment.ask(RUN, run=run_id)["eventConnection"]["events"]
         return [event.get("error", event)["message"] for event in events if event["__typename"] == kind]
@@ -255,7 +255,7 @@ def test_a_database_killed_in_mid_run_fails_alone(two: Two) -> None:
         assert two.reaches(other) == "SUCCESS"
         assert two.status(killed) == "STARTED"  # It still looks for its server.
         assert two.reaches(killed) == "FAILURE"
-        [reason] = two.told(killed, "ExecutionStepFailureEvent")
+        [reason] = two.events(killed, "ExecutionStepFailureEvent")
         assert re.fullmatch(
             r"Cannot connect to database shop on \S+: [^\n]+\. Check DATABASE_URL, and that the server is up\.\s*",
             reason,
@@ -282,7 +282,7 @@ def test_a_code_server_killed_in_mid_run_holds_back_only_its_own(two: Two) -> No
     # Its process has only lost the server that began it.
     assert two.reaches(at_work) == "SUCCESS"
     waits = "failed to reach the user code server, re-submitting the run into the queue"
-    two.deployment.until(lambda: any(waits in reason for reason in two.told(due, "EngineEvent")))
+    two.deployment.until(lambda: any(waits in reason for reason in two.events(due, "EngineEvent")))
     other = two.launch("us", days_ago=3)
     assert two.reaches(other) == "SUCCESS"
     assert two.status(due) == "QUEUED"
