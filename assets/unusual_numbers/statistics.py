@@ -11,7 +11,8 @@ The scatter from day to day is the larger one of the series' own and of the typi
 method-of-moments estimates, Williams 1982), and the uncertainty of the baseline's mean is added to it.
 
 What all do together is a finding about all, not about each: where tenants of a marketplace move together, each is
-compared with its own past, and with that past moved by the median of the others (a median of means, so that no tenant decides it).
+compared with its own past, and with that past moved by the median of the others (a median of means, so that no tenant
+decides it).
 
 No model fits a fleet's tails. So each baseline day is tested against the others in the same way, and how small these
 p-values become in an ordinary week says how small a p-value has to be: beyond a high quantile of them the p-values are

@@ -4,8 +4,8 @@
 
 Each pair is a command of ours and its floor: the same command of Dagster on an asset that does nothing, or the bare
 import. They take turns, every other round the other way round. It reports medians, and the medians of the ratios of
-each round; of wall time, and of CPU time, which other work on the machine disturbs less. The tenants are few and small, so
-that the database has next to nothing to do, and the second run of a day finds nothing to write.
+each round; of wall time, and of CPU time, which other work on the machine disturbs less. The tenants are few and small,
+so that the database has next to nothing to do, and the second run of a day finds nothing to write.
 """
 
 import json

@@ -19,8 +19,9 @@ from arro3.io import read_parquet
 from click.testing import CliRunner
 
 from models.summary import MarketplaceDailySummary
+from pipelines.output import BY
 from pipelines.settings import UsageError
-from pipelines.stats import BY, COLUMNS, get_stats, main
+from pipelines.stats import COLUMNS, get_stats, main
 from tests import application
 from tests.conftest import ROOT, run, url_of
 from tests.integration.common import TENANTS, job, materialize, mean_of

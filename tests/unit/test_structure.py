@@ -19,7 +19,7 @@ LAYERS = (
         "pipelines.report",
         "migrations.env",
     ),
-    ("pipelines.stats",),
+    ("pipelines.stats", "pipelines.output"),
     ("pipelines.schedules", "pipelines.sensors", "pipelines.migration", "pipelines.alerts", "pipelines.ledgers"),
     ("assets", "migrations"),
     ("pipelines",),
